@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Make .venv with the pinned versions of constraints.txt: about 3 minutes and 6.5 GB. A second call returns at once.
+#   bash scripts/setup.sh              PYTHON=python3.12 bash scripts/setup.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+stamp=.venv/installed
+want="$PWD $(cat pyproject.toml constraints.txt scripts/setup.sh | cksum)"
+if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then
+    exit 0
+fi
+
+for python in ${PYTHON:-} python3 python3.13 python3.12 python3.11 ""; do
+    if [ -z "$python" ]; then
+        echo "error: no Python 3.11 or newer found: install one, or name it: PYTHON=... bash scripts/setup.sh" >&2
+        exit 1
+    fi
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
+done
+
+echo "Setting up .venv with $("$python" --version): about 3 minutes, 6.5 GB"
+"$python" -m venv --clear .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+echo "$want" > "$stamp"
+echo "Ready: source .venv/bin/activate"

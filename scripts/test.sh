@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Set up, check the style, run the tests: offline, on the CPU. Arguments go to pytest: bash scripts/test.sh -k runs
+# VLMCLASSIFIER_REALDATA=DIR adds the tests on real photographs (the four manifests and their pictures).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup.sh
+.venv/bin/ruff format --check .
+.venv/bin/ruff check .
+HF_HUB_OFFLINE=1 .venv/bin/python -m pytest "$@"

@@ -1,0 +1,98 @@
+"""Shared fixtures: miniatures on disk, pictures (real ones where they are at hand), scripts as functions."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # the tests never wait for a network
+os.environ.pop("VLMCLASSIFIER_PATHS", None)
+ROOT = Path(__file__).resolve().parent.parent
+REALDATA = os.environ.get("VLMCLASSIFIER_REALDATA")
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of real photographs; CI always has it."""
+    if not REALDATA:
+        pytest.skip("VLMCLASSIFIER_REALDATA is not set")
+    return Path(REALDATA)
+
+
+@pytest.fixture(scope="session")
+def labels(realdata) -> Path:
+    """The exact class lists and split manifests beside the photographs."""
+    return realdata.parent / "labels"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A data root with the manifests of the four benchmarks: real photographs, else generated pictures."""
+    if REALDATA:
+        return Path(REALDATA)
+    out = tmp_path_factory.mktemp("pictures")
+    script("scripts/make_pictures.py").main(script("scripts/make_pictures.py").Args(out=out, count=60))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """One miniature checkpoint folder per registered model, TINY/KEY."""
+    from vlmclassifier.models import MODELS
+    from vlmclassifier.tiny import make_tiny
+
+    out = tmp_path_factory.mktemp("tiny")
+    for spec in MODELS.values():
+        make_tiny(spec, out / spec.key)
+    return out
+
+
+@pytest.fixture
+def own(tmp_path) -> "Own":
+    """A small benchmark of one's own, to break in many ways."""
+    return Own(tmp_path)
+
+
+class Own:
+    """Three pictures, two classes, a manifest: `args` are the flags that name it."""
+
+    def __init__(self, folder: Path) -> None:
+        from PIL import Image
+
+        self.folder = folder
+        self.manifest, self.classes = folder / "mine.jsonl", folder / "classes.json"
+        self.rows = [{"image": f"{i}.png", "label": ["cat", "dog"][i % 2], "split": "test"} for i in range(3)]
+        for i in range(3):
+            Image.new("RGB", (30, 20), (80 * i, 10, 10)).save(folder / f"{i}.png")
+        self.classes.write_text('["cat", "dog"]')
+        self.write()
+
+    def write(self, *extra: str) -> None:
+        self.manifest.write_text("\n".join([*map(json.dumps, self.rows), *extra]) + "\n")
+
+    @property
+    def args(self) -> dict:
+        return {"benchmark": str(self.manifest), "classes": self.classes}
+
+
+def script(path: str):
+    """A script of the project as a module, so that a test can call its `main` without a new process."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = sys.modules.setdefault(path, importlib.util.module_from_spec(spec))
+    if not hasattr(module, "Args"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def run_script(*command: object, env: dict | None = None, check: bool = True) -> subprocess.CompletedProcess:
+    """Run a script in a process of its own, from the project's root, with this Python."""
+    environment = {**os.environ, "PYTHON": sys.executable, **(env or {})}
+    words = [str(word) for word in command]
+    words = words if words[0].endswith("bash") or words[0].startswith("/") else [sys.executable, *words]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stderr
+    return done

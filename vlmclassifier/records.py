@@ -1,0 +1,80 @@
+"""The records that pass between the rooms of this house, each one JSON line on disk."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one sentence that names the file, the row and the remedy."""
+
+
+class ContextError(UserError):
+    """A question that does not fit into a model's context: a cell that is N/A, not a mistake to mend."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled picture of a benchmark."""
+
+    id: str  # stable: the image path as the manifest has it
+    benchmark: str
+    image: str  # path of the file on this machine
+    label: str  # class name
+    class_index: int  # tells equal names apart: ImageNet names two classes "missile"
+    split: str
+    row: str = ""  # "flowers.jsonl row 17", for error messages
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one picture: `choices` is None in the open world."""
+
+    text: str
+    choices: tuple[str, ...] | None
+    answer: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said of one example. Whether it is right is derived later, without a model."""
+
+    example_id: str
+    label: str
+    class_index: int
+    prompt: str  # the whole text given to the model; for CLIP the caption with {}
+    choices: tuple[str, ...] | None
+    output: str  # the raw text; for CLIP the name of the best class
+    answer: str | None  # what a parser read out of `output`, where one is needed
+    ranking: tuple[int, ...] | None  # class indices, best first; None for free text
+
+
+@dataclass(frozen=True)
+class Score:
+    """One cell of a table; the key columns are those of `paper.csv`. Values are percentages."""
+
+    section: str
+    table: str
+    model: str
+    setting: str
+    dataset: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def to_line(record: Prediction | Score) -> str:
+    """One JSON line, newline included."""
+    return json.dumps(asdict(record), ensure_ascii=False) + "\n"
+
+
+def prediction_from_line(line: str) -> Prediction:
+    """The inverse of `to_line`. Raises ValueError on a line that is not a whole prediction."""
+    values = json.loads(line)
+    if not isinstance(values, dict) or set(values) != {field.name for field in fields(Prediction)}:
+        raise ValueError("not a prediction")
+    for name in ("choices", "ranking"):
+        if values[name] is not None:
+            values[name] = tuple(values[name])
+    return Prediction(**values)
