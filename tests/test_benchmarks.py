@@ -1,0 +1,140 @@
+"""Protects: the class lists, the evaluation order, and the sentence for every broken manifest."""
+
+import gzip
+import json
+import random
+
+import pytest
+
+from vlmclassifier.benchmarks import (
+    BENCHMARKS,
+    class_names,
+    evaluation_order,
+    find_benchmark,
+    load_evaluation,
+    load_examples,
+)
+from vlmclassifier.records import UserError
+
+
+@pytest.mark.parametrize("key", BENCHMARKS)
+def test_class_lists_equal_the_papers(labels, key):
+    assert list(class_names(BENCHMARKS[key])) == json.loads((labels / f"{key}_classes.json").read_text())
+
+
+def test_class_counts():
+    counts = {key: (len(class_names(b)), len(set(class_names(b)))) for key, b in BENCHMARKS.items()}
+    assert counts == {"imagenet": (1000, 998), "flowers": (102, 102), "cars": (196, 196), "caltech": (100, 100)}
+
+
+@pytest.mark.parametrize("key", ["flowers", "cars", "caltech"])
+def test_the_papers_manifests_load_in_the_papers_order(labels, tmp_path, key):
+    text = gzip.decompress((labels / f"{key}.jsonl.gz").read_bytes()).decode()
+    (tmp_path / f"{key}.jsonl").write_text(text)
+    benchmark = BENCHMARKS[key]
+    examples = load_examples(benchmark, class_names(benchmark), tmp_path, "test")
+    rows = [row for row in map(json.loads, text.splitlines()) if row["split"] == "test"]
+    random.seed(1234)  # the paper's own lines
+    random.shuffle(rows)
+    ordered = evaluation_order(examples)
+    assert [example.id for example in ordered] == [row["image"] for row in rows]
+    assert [example.id for example in evaluation_order(examples, 100)] == [row["image"] for row in rows[:100]]
+    names = class_names(benchmark)
+    assert all(names[example.class_index] == example.label for example in ordered)
+
+
+def test_photographs_load(realdata):
+    sizes = {key: len(load_evaluation(key, root=realdata, split="all").examples) for key in BENCHMARKS}
+    assert sizes == {"imagenet": 500, "flowers": 300, "cars": 300, "caltech": 300}
+    assert len(load_evaluation("imagenet", root=realdata).examples) == 500  # the default split is "valid"
+    assert len(load_evaluation("flowers", root=realdata).examples) == 120
+
+
+def test_a_benchmark_of_ones_own(own):
+    task = load_evaluation(own.args["benchmark"], own.classes)
+    assert (task.benchmark.key, task.names, len(task.examples)) == ("mine", ("cat", "dog"), 3)
+    assert {e.class_index for e in task.examples} == {0, 1}
+    assert task.examples[0].row.startswith(str(own.manifest))
+
+
+def test_a_double_name_needs_its_class_index(own):
+    own.classes.write_text('["cat", "dog", "cat"]')
+    with pytest.raises(UserError, match="mine.jsonl row 1: .*class 0 or 2"):
+        load_evaluation(own.args["benchmark"], own.classes)
+    own.rows = [row | {"label_idx": 2 if row["label"] == "cat" else 1} for row in own.rows]
+    own.write()
+    assert {e.class_index for e in load_evaluation(own.args["benchmark"], own.classes).examples} == {1, 2}
+
+
+BROKEN_ROWS = {
+    "not JSON": '{"image": "a.png"',
+    "not a JSON object": '["a.png"]',
+    "'split'": '{"image": "0.png", "label": "cat"}',
+    "no text under 'label'": '{"image": "x.png", "label": 3, "split": "test"}',
+    "nearest is 'cat'": '{"image": "x.png", "label": "catt", "split": "test"}',
+    "leaves the data root": '{"image": "../x.png", "label": "cat", "split": "test"}',
+    "leaves the data root: write": '{"image": "/etc/x.png", "label": "cat", "split": "test"}',
+    "earlier row": '{"image": "0.png", "label": "cat", "split": "test"}',
+    "label_idx is 1": '{"image": "x.png", "label": "cat", "split": "test", "label_idx": 1}',
+}
+
+
+@pytest.mark.parametrize("words", BROKEN_ROWS)
+def test_a_broken_row_is_named_with_its_number(own, words):
+    own.write("", BROKEN_ROWS[words])  # the empty line counts as a row of the file, not as an error
+    with pytest.raises(UserError, match=words) as caught:
+        load_evaluation(own.args["benchmark"], own.classes)
+    assert "mine.jsonl row 5" in str(caught.value)
+
+
+def test_other_mistakes_are_named(own, tmp_path):
+    def refuse(words, *args, **options):
+        with pytest.raises(UserError, match=words):
+            load_evaluation(*args, **options)
+
+    manifest = own.args["benchmark"]
+    refuse("manifest .*absent.jsonl", str(tmp_path / "absent.jsonl"), own.classes)
+    refuse("nearest is 'flowers'", "flower")
+    refuse("needs its class list", manifest)
+    refuse("canonical list", "flowers", own.classes)
+    refuse("no row of the split 'train': its splits are test", manifest, own.classes, split="train")
+    refuse("at least 1", manifest, own.classes, limit=0)
+    refuse("not a folder", manifest, own.classes, root=tmp_path / "absent")
+    refuse("does not exist: write a JSON array", manifest, tmp_path / "absent.json")
+    (tmp_path / "bad.json").write_text('{"a": 1}')
+    refuse("at least two non-empty names", manifest, tmp_path / "bad.json")
+    (tmp_path / "empty").mkdir()
+    refuse("flowers.jsonl .*does not exist", "flowers", root=tmp_path / "empty")
+    own.manifest.write_bytes(b"\xff\xfe\x00")
+    refuse("UTF-8", manifest, own.classes)
+
+
+def test_missing_pictures_are_found_before_the_work(own):
+    (own.folder / "1.png").unlink()
+    with pytest.raises(UserError, match=r"1\.png .*mine.jsonl row 2.* does not exist, and 0 more of 3"):
+        load_evaluation(own.args["benchmark"], own.classes)
+
+
+def test_paths_toml_names_the_image_root(own, tmp_path, monkeypatch):
+    settings = tmp_path / "paths.toml"
+    monkeypatch.setenv("VLMCLASSIFIER_PATHS", str(settings))
+    settings.write_text('[benchmarks]\ncaltech = "elsewhere"\n')
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "caltech.jsonl").write_text('{"image": "0.png", "label": "ant", "split": "test"}\n')
+    (own.folder / "0.png").rename(tmp_path / "elsewhere" / "0.png")
+    assert load_evaluation("caltech").examples[0].image == str(tmp_path / "elsewhere" / "0.png")
+    with pytest.raises(UserError, match="does not exist"):  # --data-root wins
+        load_evaluation("caltech", root=own.folder)
+    settings.write_text("[benchmarks\n")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_evaluation("caltech")
+    settings.write_text('[benchmarks]\nfoo.bar = "x"\n')
+    with pytest.raises(UserError, match="the key in quotes"):
+        load_evaluation("caltech")
+    settings.unlink()
+    with pytest.raises(UserError, match="VLMCLASSIFIER_PATHS"):
+        load_evaluation("caltech")
+
+
+def test_find_benchmark_takes_the_stem_as_key():
+    assert find_benchmark("folder/birds.jsonl", "classes.json").key == "birds"

@@ -1,0 +1,240 @@
+"""The benchmarks: which classes, which pictures, in which order."""
+
+import ast
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+from vlmclassifier.paths import PROJECT_ROOT, local_path
+from vlmclassifier.records import Example, UserError
+
+SHUFFLE_SEED = 1234  # the paper's evaluation order; a sub-sample is its head
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark; `key` is the dataset column of `paper.csv`."""
+
+    key: str
+    title: str
+    test_split: str = "test"
+    manifest: Path | None = None  # None: KEY.jsonl in the data root, else in data/
+    classes: Path | None = None  # None: the canonical list of `class_names`
+
+
+BENCHMARKS = {
+    benchmark.key: benchmark
+    for benchmark in (
+        Benchmark("imagenet", "ImageNet", test_split="valid"),
+        Benchmark("flowers", "Flowers102"),
+        Benchmark("cars", "StanfordCars"),
+        Benchmark("caltech", "Caltech101"),
+    )
+}
+
+FLOWER_RENAMES = {
+    "globe-flower": "globe flower",
+    "pink-yellow dahlia?": "pink and yellow dahlia",
+    "ball moss": "air plant",
+}
+
+
+def find_benchmark(name: str, classes: Path | None = None) -> Benchmark:
+    """The registered benchmark `name`, or one made of a manifest file and its class list.
+
+    Raises UserError for an unknown name (the nearest is named) and for a manifest without a class list.
+    """
+    if name in BENCHMARKS:
+        if classes is not None:
+            raise UserError(f"--classes {classes} goes with a manifest of your own: {name} has its canonical list.")
+        return BENCHMARKS[name]
+    if not name.endswith(".jsonl"):
+        near = get_close_matches(name, BENCHMARKS, 1, 0.0)[0]
+        raise UserError(
+            f"Unknown benchmark {name!r}: the nearest is {near!r}; choose one of {', '.join(BENCHMARKS)} "
+            "or a manifest file FILE.jsonl with --classes FILE.json."
+        )
+    if classes is None:
+        raise UserError(f"{name} needs its class list: add --classes FILE.json, a JSON array of names.")
+    return Benchmark(Path(name).stem, Path(name).stem, manifest=Path(name), classes=Path(classes))
+
+
+def class_names(benchmark: Benchmark) -> tuple[str, ...]:
+    """Class names in the order of the class index (paper section 0: the sources of the four lists).
+
+    Raises UserError when a class file is missing, malformed or has no two names.
+    """
+    if benchmark.key == "imagenet" and benchmark.classes is None:
+        return _literal_of("open_clip", "zero_shot_metadata.py", "IMAGENET_CLASSNAMES")
+    if benchmark.key == "flowers" and benchmark.classes is None:
+        names = _literal_of("torchvision", "datasets/flowers102.py", "classes")
+        return tuple(FLOWER_RENAMES.get(name, name) for name in names)
+    file = benchmark.classes or Path(__file__).parent / "class_names" / f"{benchmark.key}.json"
+    try:
+        names = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"The class list {file} does not exist: write a JSON array of names there.") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"The class list {file} cannot be read ({error}): it must be a JSON array of names.") from None
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"The class list {file} must be a JSON array of at least two non-empty names.")
+    return tuple(names)
+
+
+def _literal_of(package: str, file: str, name: str) -> tuple[str, ...]:
+    """The literal assigned to `name` in an installed package's source.
+
+    Reading costs milliseconds; importing either package costs seconds of torch, which this floor does without.
+    """
+    source = Path(find_spec(package).origin).parent / file
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign) and [getattr(target, "id", None) for target in node.targets] == [name]:
+            return tuple(ast.literal_eval(node.value))
+    raise ImportError(f"{source} no longer defines {name}: install the versions of constraints.txt")
+
+
+def data_root(benchmark: Benchmark, given: Path | None = None) -> Path:
+    """The folder that the manifest's image paths start from: --data-root, paths.toml, else the manifest's place."""
+    root = given or local_path("benchmarks", benchmark.key)
+    if root is None:
+        root = benchmark.manifest.parent if benchmark.manifest else PROJECT_ROOT
+    if not root.is_dir():
+        raise UserError(
+            f"The data root {root} of {benchmark.key} is not a folder: set --data-root or name it in "
+            "paths.toml below [benchmarks]."
+        )
+    return root
+
+
+def find_manifest(benchmark: Benchmark, root: Path) -> Path:
+    """The manifest file: the benchmark's own, else KEY.jsonl in the data root, else data/KEY.jsonl."""
+    places = [root / f"{benchmark.key}.jsonl", PROJECT_ROOT / "data" / f"{benchmark.key}.jsonl"]
+    for file in [benchmark.manifest] if benchmark.manifest else places:
+        if file.is_file():
+            return file
+    raise UserError(
+        f"The manifest {benchmark.manifest or f'{places[0]} (or {places[1]})'} does not exist: write it as JSON lines "
+        'such as {"image": "a.jpg", "label": "tench", "split": "test"}; data/README.md says how.'
+    )
+
+
+def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split: str) -> list[Example]:
+    """The rows of one split (or "all") in the order of the manifest.
+
+    Every row is checked, also those of other splits: form, label, unique image path, no path that leaves the root.
+    Raises UserError that names the file and the row.
+    """
+    file = find_manifest(benchmark, root)
+    examples, splits = {}, {}
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"The manifest {file} cannot be read as UTF-8 text: {error}.") from None
+    positions: dict[str, list[int]] = {}
+    for position, name in enumerate(names):
+        positions.setdefault(name, []).append(position)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{file.name} row {number}"
+        values = _parse_row(line, where)
+        index = _class_index(values, positions, where)
+        image, row_split = values["image"], values["split"]
+        if image in examples or splits.get(image):
+            raise UserError(f"{where}: the image {image} stands in an earlier row too: keep one of them.")
+        splits[image] = row_split
+        if split in ("all", row_split):
+            examples[image] = Example(
+                image, benchmark.key, str(root / image), values["label"], index, row_split, f"{file} row {number}"
+            )
+    if not examples:
+        have = ", ".join(sorted(set(splits.values()))) or "none"
+        raise UserError(f"{file} has no row of the split {split!r}: its splits are {have}; set --split (or all).")
+    return list(examples.values())
+
+
+def _parse_row(line: str, where: str) -> dict:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}): mend or remove the row.") from None
+    if not isinstance(values, dict):
+        raise UserError(f'{where} is not a JSON object: write {{"image": ..., "label": ..., "split": ...}}.')
+    for key in ("image", "label", "split"):
+        if not isinstance(values.get(key), str) or not values[key]:
+            raise UserError(f"{where} has no text under {key!r}: every row needs image, label and split.")
+    path = PurePosixPath(values["image"])
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(
+            f"{where}: the image path {values['image']} leaves the data root: write it relative to that folder."
+        )
+    return values
+
+
+def _class_index(values: dict, positions: dict[str, list[int]], where: str) -> int:
+    label, given = values["label"], values.get("label_idx")
+    found = positions.get(label)
+    if not found:
+        near = get_close_matches(label, positions, 1, 0.0)[0]
+        raise UserError(f"{where}: the label {label!r} is not in the class list: the nearest is {near!r}.")
+    if given is None and len(found) == 1:
+        return found[0]
+    if given not in found:
+        raise UserError(
+            f"{where}: the label {label!r} is class {' or '.join(map(str, found))}, but label_idx is {given}: mend it."
+        )
+    return given
+
+
+def evaluation_order(examples: Sequence[Example], limit: int | None = None) -> list[Example]:
+    """The paper's order: rows of the split, shuffled with seed 1234; a limit takes the head (paper section 0)."""
+    shuffled = list(examples)
+    random.Random(SHUFFLE_SEED).shuffle(shuffled)
+    return shuffled[:limit]
+
+
+def check_files(examples: Sequence[Example]) -> None:
+    """Raise UserError when a picture is missing, before anything expensive starts; the first one is named."""
+    missing = [example for example in examples if not Path(example.image).is_file()]
+    if missing:
+        first = missing[0]
+        raise UserError(
+            f"{first.image} ({first.row}) does not exist, and {len(missing) - 1} more of {len(examples)} pictures: "
+            "set --data-root to the folder that the manifest's paths start from."
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one run evaluates: the examples in the paper's order, with their classes and where they lie."""
+
+    benchmark: Benchmark
+    names: tuple[str, ...]
+    root: Path
+    split: str
+    manifest_hash: str
+    examples: list[Example]
+
+
+def load_evaluation(
+    name: str, classes: Path | None = None, root: Path | None = None, split: str | None = None, limit: int | None = None
+) -> Evaluation:
+    """Everything that --benchmark, --classes, --data-root, --split and --limit say, checked before any model loads.
+
+    Raises UserError for any of the mistakes named in this module, and for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} leaves no picture: give a number of at least 1.")
+    benchmark = find_benchmark(name, classes)
+    names = class_names(benchmark)
+    folder = data_root(benchmark, root)
+    chosen = split or benchmark.test_split
+    examples = evaluation_order(load_examples(benchmark, names, folder, chosen), limit)
+    check_files(examples)
+    manifest_hash = hashlib.sha256(find_manifest(benchmark, folder).read_bytes()).hexdigest()
+    return Evaluation(benchmark, names, folder, chosen, manifest_hash, examples)
