@@ -1,0 +1,115 @@
+"""The registry of models: data only. A checkpoint is found by --weights, paths.toml, else on the hub."""
+
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from vlmclassifier.paths import local_path
+from vlmclassifier.records import UserError
+
+CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # never pickles, never code
+MINIATURE = "vlmclassifier_miniature"  # this key in a checkpoint's config marks random or mini weights
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model. `paper_name` is the model column of `paper.csv`; `kind` says which script classifies with it."""
+
+    key: str
+    kind: Literal["vlm", "clip"]
+    source: str  # vlm: the hub id for transformers; clip: NAME/TAG for open_clip
+    paper_name: str | None = None
+    template: str | None = None  # a key of prompts.TEMPLATES; None: the processor's own chat template
+
+
+MODELS = {
+    spec.key: spec
+    for spec in (
+        ModelSpec("llava-1.5-7b", "vlm", "llava-hf/llava-1.5-7b-hf", "LLaVA1.5-7B", "llava-1.5"),
+        ModelSpec("llava-1.5-13b", "vlm", "llava-hf/llava-1.5-13b-hf", "LLaVA1.5-13B", "llava-1.5"),
+        ModelSpec("blip2-2.7b", "vlm", "Salesforce/blip2-opt-2.7b", "BLIP2-2.7B", "blip"),
+        ModelSpec("clip-vit-l-336", "clip", "ViT-L-14-336-quickgelu/openai", "CLIP-L"),
+        ModelSpec("eva-clip-g", "clip", "EVA01-g-14-plus/merged2b_s11b_b114k", "EVA-G"),
+    )
+}
+
+
+def find_model(key: str, kind: Literal["vlm", "clip"]) -> ModelSpec:
+    """The spec of a registered model; for CLIP also any open_clip NAME/TAG, such as ViT-B-32/laion2b_s34b_b79k.
+
+    Raises UserError for an unknown key (the nearest is named) or one that another script serves.
+    """
+    if key in MODELS and MODELS[key].kind == kind:
+        return MODELS[key]
+    if key in MODELS:
+        raise UserError(f"{key} is a {MODELS[key].kind} model: use main_results/classify_{MODELS[key].kind}.py.")
+    if kind == "clip" and key.count("/") == 1:
+        return ModelSpec(key.replace("/", "-"), "clip", key)
+    known = [name for name, spec in MODELS.items() if spec.kind == kind]
+    near = get_close_matches(key, known, 1, 0.0)[0]
+    also = " or an open_clip NAME/TAG" if kind == "clip" else ""
+    raise UserError(f"Unknown model {key!r}: the nearest is {near!r}; choose one of {', '.join(known)}{also}.")
+
+
+def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | None:
+    """The local checkpoint of a model, or None when it is to come from the hub.
+
+    A folder must hold safetensors. Raises UserError for a missing path, a folder without a config or weights, and a
+    folder whose only weights are pickles, which can run code when they are opened.
+    """
+    path = weights or local_path("models", spec.key)
+    if path is None:
+        return None
+    if not path.exists():
+        raise UserError(f"The checkpoint {path} of {spec.key} does not exist: mend --weights or paths.toml.")
+    if path.is_file():
+        if spec.kind == "clip":
+            return path
+        raise UserError(f"{path} is a file: --weights of {spec.key} wants the folder with config.json in it.")
+    config = "config.json" if spec.kind == "vlm" else "open_clip_config.json"
+    if not (path / config).is_file():
+        raise UserError(f"The checkpoint folder {path} has no {config}: point --weights at the folder that has it.")
+    if not any(path.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+        if pickles:
+            raise UserError(
+                f"The checkpoint folder {path} has only a pickle ({pickles[0]}), which can run code when opened: "
+                "convert it to safetensors (load it once where you trust it, then save_pretrained)."
+            )
+        raise UserError(f"The checkpoint folder {path} has no *.safetensors weights: download or save them again.")
+    return path
+
+
+def checkpoint_folder(spec: ModelSpec, weights: Path | None = None) -> Path:
+    """The local folder of a vision-language model's files, downloaded from the hub where no local one is named.
+
+    Raises UserError when the hub cannot be reached, and those of `local_checkpoint`.
+    """
+    folder = local_checkpoint(spec, weights)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(spec.source, allow_patterns=list(CHECKPOINT_FILES)))
+    except Exception as error:  # the hub client raises many kinds: no network, no such repository, gated, offline
+        raise hub_error(spec, error) from error
+
+
+def hub_error(spec: ModelSpec, error: Exception) -> UserError:
+    """The one sentence for a model that could not be fetched."""
+    return UserError(
+        f"{spec.key} could not be fetched from the hub ({spec.source}: {type(error).__name__}): pass a local copy with "
+        f"--weights or name it in paths.toml below [models]."
+    )
+
+
+def is_miniature(checkpoint: Path) -> bool:
+    """Whether a checkpoint's config marks it as a miniature (random or mini weights)."""
+    for name in ("config.json", "open_clip_config.json"):
+        file = checkpoint / name
+        if file.is_file():
+            return bool(json.loads(file.read_text(encoding="utf-8")).get(MINIATURE))
+    return False
