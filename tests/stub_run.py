@@ -1,0 +1,36 @@
+"""A run with a stub model through the real runs.py: the child process of the crash tests.
+
+python tests/stub_run.py FOLDER ROWS BATCH SECONDS_PER_BATCH
+"""
+
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+from vlmclassifier.records import Prediction
+from vlmclassifier.runs import Run, open_run
+
+CONFIG = {"model": "stub", "limit": None, "classes": ["a", "b"]}
+
+
+def order(count: int) -> list[str]:
+    return [f"picture-{i}.jpg" for i in range(count)]
+
+
+def answer(example_id: str) -> Prediction:
+    """An answer that depends on the example alone, with a length that varies."""
+    digest = hashlib.sha256(example_id.encode()).hexdigest()
+    return Prediction(example_id, "a", 0, "ü?", None, digest * (1 + int(digest[0], 16)), None, None)
+
+
+def work(run: Run, batch: int, seconds: float) -> None:
+    for ids in run.pending(batch):
+        time.sleep(seconds)
+        run.append([answer(i) for i in ids])
+    run.finish()
+
+
+if __name__ == "__main__":
+    folder, rows, batch, seconds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    work(open_run(folder, CONFIG, order(rows)), batch, seconds)

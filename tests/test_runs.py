@@ -1,0 +1,204 @@
+"""Protects: nothing recorded is ever lost, doubled or reordered, whatever is killed, torn, full or shared."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stub_run import CONFIG, answer, order, work
+
+from vlmclassifier.records import UserError, to_line
+from vlmclassifier.runs import fingerprint, open_run, read_run
+
+STUB = Path(__file__).parent / "stub_run.py"
+
+
+def expected(count: int) -> bytes:
+    return "".join(to_line(answer(i)) for i in order(count)).encode()
+
+
+def start(folder: Path, rows: int, batch: int, seconds: float) -> subprocess.Popen:
+    command = [sys.executable, STUB, folder, rows, batch, seconds]
+    return subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+
+
+def part_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("part-*.jsonl"))
+
+
+def tidy(folder: Path) -> None:
+    assert {file.name for file in folder.iterdir()} == {".lock", "run.json", "predictions.jsonl"}
+
+
+def test_a_whole_run(tmp_path):
+    work(open_run(tmp_path, CONFIG, order(10)), 3, 0)
+    assert (tmp_path / "predictions.jsonl").read_bytes() == expected(10)
+    tidy(tmp_path)
+    record, rows = read_run(tmp_path)
+    assert record["config"] == CONFIG and record["rows"] == len(rows) == 10
+    assert record["started"] <= record["finished"] and record["versions"]["torch"]
+
+
+def test_killed_twenty_times_and_resumed_gives_the_same_bytes(tmp_path):
+    rows, rng, in_the_middle = 120, random.Random(0), 0
+    whole = expected(rows)
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        child, limit = start(folder, rows, 4, 0.002), rng.randrange(len(whole))
+        while child.poll() is None and part_bytes(folder) < limit:
+            time.sleep(0.0005)
+        child.kill()
+        child.communicate()
+        in_the_middle += child.returncode == -signal.SIGKILL and 0 < part_bytes(folder) < len(whole)
+        work(open_run(folder, CONFIG, order(rows)), rng.choice([1, 3, 8]), 0)
+        assert (folder / "predictions.jsonl").read_bytes() == whole
+        tidy(folder)
+    assert in_the_middle >= 15
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    run = open_run(tmp_path, CONFIG, order(6))
+    for ids, _ in zip(run.pending(2), range(2), strict=False):
+        run.append([answer(i) for i in ids])
+    run._part.close()
+    run._locks.close()
+    data = (tmp_path / "part-0.jsonl").read_bytes()
+    for torn in (1, 20, len(to_line(answer("picture-3.jpg")).encode()) - 1):
+        (tmp_path / "part-0.jsonl").write_bytes(data[:-torn])
+        again = open_run(tmp_path, CONFIG, order(6))
+        assert again.done == {"picture-0.jpg", "picture-1.jpg", "picture-2.jpg"}
+        again._locks.close()
+    work(open_run(tmp_path, CONFIG, order(6)), 2, 0)
+    assert (tmp_path / "predictions.jsonl").read_bytes() == expected(6)
+
+
+def test_a_spoilt_line_is_named(tmp_path):
+    work(open_run(tmp_path, CONFIG, order(4)), 2, 0)
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "predictions.jsonl").write_text(lines[0] + "spoilt\n" + "".join(lines[2:]))
+    with pytest.raises(UserError, match=r"predictions.jsonl row 2 is not a prediction"):
+        open_run(tmp_path, CONFIG, order(4))
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    work(open_run(tmp_path, CONFIG, order(4)), 2, 0)
+    before = (tmp_path / "predictions.jsonl").read_bytes()
+    with pytest.raises(UserError, match='model: "stub" there, "other" now; seed: null there, 3 now'):
+        open_run(tmp_path, CONFIG | {"model": "other", "seed": 3}, order(4))
+    assert (tmp_path / "predictions.jsonl").read_bytes() == before
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="run.json cannot be read"):
+        open_run(tmp_path, CONFIG, order(4))
+
+
+def test_a_larger_limit_goes_on_and_a_smaller_one_loses_nothing(tmp_path):
+    work(open_run(tmp_path, CONFIG | {"limit": 4}, order(4)), 2, 0)
+    run = open_run(tmp_path, CONFIG | {"limit": 10}, order(10))
+    assert [ids for ids in run.pending(4)][0] == ["picture-4.jpg", "picture-5.jpg", "picture-6.jpg", "picture-7.jpg"]
+    run._locks.close()
+    work(open_run(tmp_path, CONFIG | {"limit": 10}, order(10)), 4, 0)
+    assert (tmp_path / "predictions.jsonl").read_bytes() == expected(10)
+    small = open_run(tmp_path, CONFIG | {"limit": 4}, order(4))
+    assert small.complete
+    small.finish()
+    assert (tmp_path / "predictions.jsonl").read_bytes() == expected(10)
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["limit"] == 10
+
+
+def test_processes_share_the_work(tmp_path):
+    children = [start(tmp_path, 90, batch, 0.02) for batch in (3, 3, 3)]
+    parts = set()
+    while any(child.poll() is None for child in children):
+        parts |= {file.name for file in tmp_path.glob("part-*.jsonl") if file.exists()}
+        time.sleep(0.005)
+    assert [child.communicate()[1] for child in children] == ["", "", ""]
+    assert parts == {"part-0.jsonl", "part-1.jsonl", "part-2.jsonl"}
+    assert (tmp_path / "predictions.jsonl").read_bytes() == expected(90)
+    tidy(tmp_path)
+
+
+def test_every_row_is_computed_once_by_processes_of_one_batch_size(tmp_path):
+    first, second = open_run(tmp_path, CONFIG, order(9)), start(tmp_path, 9, 3, 0.3)
+    own = []
+    for ids in first.pending(3):
+        time.sleep(0.3)
+        first.append([answer(i) for i in ids])
+        own += ids
+    second.communicate()
+    assert 0 < len(own) < 9  # the other process did the rest, and neither did the other's
+    first.finish()
+    assert (tmp_path / "predictions.jsonl").read_bytes() == expected(9)
+
+
+def test_a_process_that_dies_costs_its_lease_only(tmp_path):
+    dying = start(tmp_path, 12, 3, 60)  # holds its first lease for a minute
+    while not (tmp_path / "run.json").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    survivor = open_run(tmp_path, CONFIG, order(12))
+    seen = []
+    for ids in survivor.pending(3):
+        seen.append(ids)
+        survivor.append([answer(i) for i in ids])
+        if len(seen) == 3:  # all but the lease of the other, which is still alive
+            assert ["picture-0.jpg", "picture-1.jpg", "picture-2.jpg"] not in seen
+            os.kill(dying.pid, signal.SIGKILL)
+            dying.communicate()
+    assert seen[3] == ["picture-0.jpg", "picture-1.jpg", "picture-2.jpg"]
+    survivor.finish()
+    assert (tmp_path / "predictions.jsonl").read_bytes() == expected(12)
+    tidy(tmp_path)
+
+
+def test_a_cell_that_is_not_applicable_says_why(tmp_path):
+    run = open_run(tmp_path, CONFIG, order(3))
+    run.not_applicable("too long")
+    assert read_run(tmp_path)[0]["not_applicable"] == "too long"
+    run._locks.close()
+    work(open_run(tmp_path, CONFIG, order(3)), 3, 0)
+    assert "not_applicable" not in read_run(tmp_path)[0]
+
+
+def small_disk(command: str, size: str = "64k", options: str = "rw") -> subprocess.CompletedProcess:
+    """Run a shell command with a tiny file system of its own on /mnt, in a private mount namespace."""
+    mount = f"mount -t tmpfs -o size={size} tmpfs /mnt && {{ {command}; }}"
+    words = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "bash", "-c", mount]
+    return subprocess.run(words, capture_output=True, text=True, cwd=STUB.parent.parent)
+
+
+@pytest.fixture
+def needs_mount() -> None:
+    try:
+        if small_disk("true").returncode == 0:
+            return
+    except FileNotFoundError:
+        pass
+    pytest.skip("this machine does not let a test mount a small disk")
+
+
+def test_a_full_disk_keeps_what_is_recorded(needs_mount, tmp_path):
+    """The first process fills the disk; after space is made, the same command finishes with the same bytes."""
+    stub = f"{sys.executable} {STUB} /mnt/run 200 4 0"
+    done = small_disk(
+        f"head -c 30000 /dev/zero > /mnt/ballast; {stub}; echo code $?; ls -l /mnt/run; rm /mnt/ballast; "
+        f"mount -o remount,size=2m /mnt; {stub} && cp /mnt/run/predictions.jsonl {tmp_path}"
+    )
+    assert "No space left on device" in done.stderr and "code 1" in done.stdout, done.stderr
+    assert (tmp_path / "predictions.jsonl").read_bytes() == expected(200)
+
+
+def test_fingerprint_is_of_the_content_alone(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"x" * 1000)
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "b" / "notes.md").write_text("not a part of the checkpoint")
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"x" * 999 + b"y")
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
+    assert len(fingerprint(tmp_path / "a" / "model.safetensors")) == 64

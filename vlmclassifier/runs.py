@@ -1,0 +1,311 @@
+"""A run folder: {run.json, predictions.jsonl}, safe against crashes and shared by any number of processes.
+
+Every process appends its rows to a part file of its own, in a lease of one batch at a time. A lease is an advisory lock
+(`fcntl.lockf`) on one byte of `.lock`, which the operating system releases when its holder dies; the rows are the only
+record of what is done. So start the same command as often as you like, at the same time or after a crash: the processes
+share the work, and the last one to finish merges the parts in the evaluation order.
+"""
+
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vlmclassifier.models import CHECKPOINT_FILES
+from vlmclassifier.paths import PROJECT_ROOT
+from vlmclassifier.records import Prediction, UserError, prediction_from_line, to_line
+
+FOLDER_LOCK = 1 << 40  # this byte of `.lock` guards run.json, the choice of part files and the merge
+EXTENDABLE = ("limit",)  # a larger limit continues the same run
+PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow")
+
+
+class Run:
+    """One run: `pending` deals out work, `append` makes it safe, `finish` merges. Made by `open_run`."""
+
+    def __init__(self, folder: Path, order: Sequence[str]) -> None:
+        self.folder = folder
+        self.order = list(order)
+        self.done: set[str] = set()
+        self._offsets: dict[Path, tuple[int, int]] = {}  # file -> (inode, bytes read)
+        self._leases: dict[int, set[str]] = {}  # leases held -> ids still to be recorded
+        self._guard = threading.Lock()  # `pending` may run in a prefetch thread beside `append`
+        self._locks = open(folder / ".lock", "a+b")  # noqa: SIM115 - held until `finish`; closing drops every lock
+        self._part: Any = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every example of the order has a row."""
+        return self.done.issuperset(self.order)
+
+    def pending(self, batch_size: int) -> Iterator[list[str]]:
+        """Yield lists of example ids that nobody has answered or is working on, until every id has a row.
+
+        Waits at the end for other processes; a lease that its holder lost (by dying) is taken over.
+        """
+        todo = {start: self.order[start : start + batch_size] for start in range(0, len(self.order), batch_size)}
+        while todo:
+            for start, ids in list(todo.items()):
+                if self._lock_byte(start):
+                    self._read_new_rows()
+                    left = [i for i in ids if i not in self.done]
+                    if left:
+                        with self._guard:
+                            self._leases[start] = set(left)
+                        yield left
+                    else:
+                        self._unlock_byte(start)
+                    del todo[start]
+            if todo:
+                time.sleep(0.2)
+                self._read_new_rows()
+                todo = {start: ids for start, ids in todo.items() if not self.done.issuperset(ids)}
+
+    def append(self, predictions: Sequence[Prediction]) -> None:
+        """Write a batch of rows and return when they are on the disk; the lease of the batch ends."""
+        if self._part is None:
+            self._part = self._open_part()
+        self._part.write("".join(map(to_line, predictions)).encode())
+        self._part.flush()
+        os.fsync(self._part.fileno())
+        ids = {prediction.example_id for prediction in predictions}
+        with self._guard:
+            self.done |= ids
+            for start in [start for start, waiting in self._leases.items() if waiting & ids]:
+                self._leases[start] -= ids
+                if not self._leases[start]:
+                    del self._leases[start]
+                    self._unlock_byte(start)
+
+    def finish(self) -> list[Prediction]:
+        """Merge the parts into predictions.jsonl in the evaluation order and return all its rows."""
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+        self._lock_byte(FOLDER_LOCK, wait=True)
+        try:
+            merged = self._merge()
+        finally:
+            self._unlock_byte(FOLDER_LOCK)
+        self._locks.close()
+        return merged
+
+    def not_applicable(self, reason: str) -> None:
+        """Note in run.json why this cell stays empty, for the tables."""
+        self._lock_byte(FOLDER_LOCK, wait=True)
+        record = _read_record(self.folder / "run.json") | {"not_applicable": reason}
+        _write_record(self.folder, record)
+        self._unlock_byte(FOLDER_LOCK)
+
+    def _merge(self) -> list[Prediction]:
+        parts = [file for file in map(_lock_file, self._part_files()) if file]
+        rows: dict[str, Prediction] = {}
+        for file in [self.folder / "predictions.jsonl", *self._part_files()]:
+            for prediction in _read_rows(file):
+                rows.setdefault(prediction.example_id, prediction)
+        ordered = [rows.pop(i) for i in self.order if i in rows] + list(rows.values())
+        _replace(self.folder / "predictions.jsonl", "".join(map(to_line, ordered)))
+        record = _read_record(self.folder / "run.json")
+        if self.complete and record["finished"] is None:
+            _write_record(self.folder, record | {"finished": _now(), "rows": len(ordered)})
+        for file in parts:
+            os.unlink(file.name)
+            file.close()
+        return ordered
+
+    def _part_files(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.jsonl"))
+
+    def _open_part(self) -> Any:
+        """The first part file that no living process holds, its torn last line dropped."""
+        self._lock_byte(FOLDER_LOCK, wait=True)
+        try:
+            number = 0
+            while (file := _lock_file(self.folder / f"part-{number}.jsonl", create=True)) is None:
+                number += 1
+            data = file.read()
+            whole = data.rfind(b"\n") + 1
+            file.truncate(whole)
+            file.seek(whole)
+            self._offsets[Path(file.name)] = (os.fstat(file.fileno()).st_ino, whole)
+            return file
+        finally:
+            self._unlock_byte(FOLDER_LOCK)
+
+    def _read_new_rows(self) -> None:
+        """Learn which ids have rows by now, in the merged file and in everybody's parts."""
+        own = Path(self._part.name) if self._part is not None else None
+        for file in [self.folder / "predictions.jsonl", *self._part_files()]:
+            if file == own:  # closing a second handle would drop the lock on it
+                continue
+            try:
+                stat = file.stat()
+                inode, offset = self._offsets.get(file, (stat.st_ino, 0))
+                if inode != stat.st_ino or stat.st_size < offset:
+                    offset = 0
+                if stat.st_size == offset:
+                    continue
+                new, offset = _rows_from(file, offset)
+            except FileNotFoundError:  # merged by another process since it was listed
+                continue
+            self._offsets[file] = (stat.st_ino, offset)
+            with self._guard:
+                self.done.update(prediction.example_id for prediction in new)
+
+    def _lock_byte(self, byte: int, wait: bool = False) -> bool:
+        try:
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK) and os.environ.get("WORLD_SIZE", "1") == "1":
+                return True  # a file system without locks serves one process
+            raise UserError(f"{self.folder} is on a file system without locks ({error}): use one process.") from None
+        return True
+
+    def _unlock_byte(self, byte: int) -> None:
+        fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
+
+
+def open_run(folder: Path, config: dict[str, Any], order: Sequence[str]) -> Run:
+    """Open or continue the run in `folder`; `order` is the list of example ids in evaluation order.
+
+    Raises UserError when the folder holds a run of another configuration (the difference is shown) or rows that
+    cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, order)
+    run._lock_byte(FOLDER_LOCK, wait=True)
+    try:
+        file = folder / "run.json"
+        if file.exists():
+            record = _read_record(file)
+            _refuse_difference(folder, record["config"], config)
+        else:
+            record = {"config": config, "started": _now(), "finished": None, "rows": 0}
+        run._read_new_rows()
+        if not file.exists() or not run.complete:
+            record.pop("not_applicable", None)
+            record |= {"config": config, "finished": None, "versions": versions(), "git_commit": git_commit()}
+            _write_record(folder, record)
+    finally:
+        run._unlock_byte(FOLDER_LOCK)
+    return run
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], list[Prediction]]:
+    """The record (run.json) and the merged rows of a run folder. Raises UserError when either cannot be read."""
+    return _read_record(folder / "run.json"), _read_rows(folder / "predictions.jsonl")
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """SHA-256 over the names and contents of a checkpoint's files: the same on every machine, whatever the path."""
+    files = [checkpoint] if checkpoint.is_file() else sorted(f for p in CHECKPOINT_FILES for f in checkpoint.glob(p))
+
+    def digest(file: Path) -> str:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
+        lines = [f"{file.name} {value}\n" for file, value in zip(files, pool.map(digest, files), strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that the numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def git_commit() -> str | None:
+    """The commit of the project's checkout, "-dirty" when files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    keys = [key for key in {**old, **new} if key not in EXTENDABLE and old.get(key) != new.get(key)]
+    if keys:
+        shown = "; ".join(f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} now" for key in keys)
+        raise UserError(f"{folder} holds a run of another configuration ({shown}): choose another --out or remove it.")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return {"config": {}, "finished": None} | record
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read ({error}): mend it or move the run folder away.") from None
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    _replace(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _read_rows(file: Path) -> list[Prediction]:
+    return _rows_from(file, 0)[0] if file.exists() else []
+
+
+def _rows_from(file: Path, offset: int) -> tuple[list[Prediction], int]:
+    """Whole rows after byte `offset`, and the offset behind the last of them: a torn last line is not read."""
+    with open(file, "rb") as stream:
+        stream.seek(offset)
+        data = stream.read()
+    whole = data.rfind(b"\n") + 1
+    rows = []
+    for number, line in enumerate(data[:whole].splitlines(), start=1):
+        try:
+            rows.append(prediction_from_line(line.decode()))
+        except ValueError:
+            place = f"row {number}" if offset == 0 else f"row {number} after byte {offset}"
+            raise UserError(f"{file} {place} is not a prediction: remove that line and run again.") from None
+    return rows, offset + whole
+
+
+def _lock_file(path: Path, create: bool = False) -> Any:
+    """The file, opened and locked for as long as it is open; None when another process holds it."""
+    file = open(path, "r+b" if not create or path.exists() else "w+b")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # no locks here: `_lock_byte` has already decided that one process may work
+        return file
+    return file
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file so that a crash leaves either the old or the new one."""
+    temporary = file.with_name(f".{file.name}.new")  # one name is enough: every caller holds the folder's lock
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name must be on the disk before the parts that it replaces go
+    finally:
+        os.close(folder)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
