@@ -1,0 +1,118 @@
+"""Ask a vision-language model what each picture of a benchmark shows (section 2, Table 1).
+
+    python main_results/classify_vlm.py --model llava-1.5-7b --benchmark flowers
+    python main_results/classify_vlm.py --model llava-1.5-7b --benchmark flowers --candidates all
+    python main_results/classify_vlm.py --model blip2-2.7b --benchmark my.jsonl --classes my_classes.json --limit 100
+
+Writes outputs/main_results/NAME/{run.json, predictions.jsonl, scores.csv}. Stop it whenever you like: the same command
+goes on where it stopped. Start it several times, or under `accelerate launch`, and the processes share the work.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vlmclassifier import cli
+from vlmclassifier.benchmarks import load_evaluation
+from vlmclassifier.images import open_image, prefetch
+from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
+from vlmclassifier.prompts import build_question, parse_candidates, setting_name
+from vlmclassifier.records import ContextError, Prediction
+from vlmclassifier.runs import fingerprint, open_run
+from vlmclassifier.tables import OUTPUTS, write_scores
+
+
+@dataclass
+class Args:
+    model: str = "llava-1.5-7b"
+    """A key of vlmclassifier/models.py."""
+    weights: Path | None = None
+    """Local checkpoint folder; without it paths.toml, then the hub."""
+    benchmark: str = "flowers"
+    """imagenet, flowers, cars, caltech, or a manifest FILE.jsonl of your own (with --classes)."""
+    classes: Path | None = None
+    """Class list of your own manifest: a JSON array of names."""
+    data_root: Path | None = None
+    """Folder that the manifest's image paths start from; without it paths.toml, then the project."""
+    split: str | None = None
+    """Split to evaluate, or "all"; without it the benchmark's test split."""
+    limit: int | None = None
+    """Only the first N pictures of the evaluation order; a larger N later continues the same run."""
+    candidates: str = "none"
+    """The world: none (open), all (every class name listed), or K candidates, the true one among them."""
+    order: Literal["random", "fixed"] = "random"
+    """Order of the candidates: random per picture, or that of the class list."""
+    wording: Literal["base", "alternative_1", "alternative_2", "alternative_3"] = "base"
+    """Wording of the question (vlmclassifier/prompts.py)."""
+    chain_of_thought: bool = False
+    """Let the model think step by step before it answers."""
+    max_new_tokens: int | None = None
+    """Longest answer; without it 64, with chain of thought 512."""
+    seed: int = 0
+    """Seed of the candidate lists; each is drawn from (seed, picture) alone."""
+    batch_size: int = 8
+    """Pictures per forward pass; the answers do not depend on it."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto: this process's GPU, all GPUs where the model is larger than one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on the CPU."""
+    out: Path | None = None
+    """Run folder; without it outputs/main_results/MODEL-BENCHMARK-SETTING."""
+
+
+def main(args: Args) -> None:
+    spec = find_model(args.model, "vlm")
+    task = load_evaluation(args.benchmark, args.classes, args.data_root, args.split, args.limit)
+    count = parse_candidates(args.candidates, task.names)
+    setting = setting_name(args.candidates, args.wording, args.order, args.chain_of_thought, args.seed)
+    folder = checkpoint_folder(spec, args.weights)
+
+    from vlmclassifier.vlm import load_vlm, new_tokens, resolve_device, resolve_dtype  # seconds of torch
+
+    max_new_tokens = args.max_new_tokens or new_tokens(args.chain_of_thought)
+    config = {
+        "script": "classify_vlm", "kind": "vlm", "model": spec.key, "miniature": is_miniature(folder),
+        "checkpoint": fingerprint(folder), "dtype": resolve_dtype(args.dtype, resolve_device(args.device)),
+        "benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": args.limit,
+        "candidates": args.candidates, "order": args.order, "wording": args.wording,
+        "chain_of_thought": args.chain_of_thought, "max_new_tokens": max_new_tokens, "seed": args.seed,
+        "classes": list(task.names),
+    }  # fmt: skip
+    examples = {example.id: example for example in task.examples}
+    out = args.out or OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
+    run = open_run(out, config, list(examples))
+
+    def question(example):
+        return build_question(example, task.names, count, args.wording, args.order, args.seed)
+
+    if not run.complete:
+        vlm = load_vlm(spec.key, folder, args.device, args.dtype)
+        if count is not None:
+            longest = max((question(example).text for example in task.examples), key=len)
+            try:
+                vlm.check_context(vlm.prompt(longest, args.chain_of_thought), max_new_tokens)
+            except ContextError as error:
+                run.not_applicable(str(error))
+                raise
+
+        def load(ids):
+            images = [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
+            questions = [question(examples[i]) for i in ids]
+            prompts = [vlm.prompt(q.text, args.chain_of_thought) for q in questions]
+            return questions, prompts, vlm.prepare(images, prompts)
+
+        with cli.progress(run, f"{spec.key} on {task.benchmark.title}, {setting}") as bar:
+            for ids, (questions, prompts, inputs) in prefetch(run.pending(args.batch_size), load):
+                outputs = vlm.generate(inputs, max_new_tokens)
+                rows = zip([examples[i] for i in ids], prompts, questions, outputs, strict=True)
+                run.append(
+                    [Prediction(e.id, e.label, e.class_index, p, q.choices, o, None, None) for e, p, q, o in rows]
+                )
+                bar()
+    run.finish()
+    if cli.is_main_process():
+        cli.report(out, write_scores(out, "main_results", "table1"), "python main_results/table.py")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, __doc__)

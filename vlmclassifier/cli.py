@@ -1,0 +1,80 @@
+"""The command-line contract of every script: typed arguments, one sentence for a mistake, a non-zero exit."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlmclassifier.records import ContextError, Score, UserError
+from vlmclassifier.runs import Run
+
+DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EROFS: "the file system is read-only: choose another --out",
+    errno.EACCES: "permission denied: choose another --out or change the permissions",
+    errno.EPERM: "operation not permitted: choose another --out or change the permissions",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another path",
+    errno.EISDIR: "the path is a folder, not a file: choose another path",
+    errno.EIO: "input/output error: check the disk",
+}
+
+
+def run(main: Callable[[Any], None], arguments: type, description: str | None) -> None:
+    """Parse `arguments` (a dataclass) and call `main` with them.
+
+    A user's mistake ends with one sentence and exit code 1, a wrong argument with tyro's message and 2, a question that
+    does not fit the model's context with 3, an interrupt with 130; what is recorded stays in every case. Anything else
+    is a bug and keeps its traceback.
+    """
+    import tyro
+
+    parsed = tyro.cli(arguments, description=description)
+    try:
+        main(parsed)
+    except UserError as error:
+        fail(str(error), 3 if isinstance(error, ContextError) else 1)
+    except KeyboardInterrupt:
+        fail("interrupted: what is recorded stays; the same command goes on from there.", 130)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        fail(f"{error.filename or 'writing a file'}: {DISK_ERRORS[error.errno]}; then run the same command again.")
+
+
+def fail(sentence: str, code: int = 1) -> None:
+    """Print the sentence and end the process at once, threads and torn buffers included."""
+    print(f"\nerror: {sentence}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def is_main_process() -> bool:
+    """Whether this process does the talking among those of one launcher."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def progress(run: Run, title: str) -> Iterator[Callable[[], None]]:
+    """A bar over all rows of a run, also those of other processes; call what it yields after each `append`."""
+    from tqdm import tqdm
+
+    done = sum(i in run.done for i in run.order)
+    if is_main_process() and done:
+        print(f"{title}: {done} of {len(run.order)} pictures are answered already", file=sys.stderr)
+    with tqdm(total=len(run.order), initial=done, desc=title, unit="pic", disable=not is_main_process()) as bar:
+        yield lambda: bar.update(min(len(run.done), len(run.order)) - bar.n)
+
+
+def report(folder: Path, scores: Sequence[Score], following: str) -> None:
+    """Say what came out of a run, where it lies and what to run next."""
+    values = {score.metric: score for score in scores}
+    best = values["accuracy"]
+    print(
+        f"{best.model}, {best.setting}, {best.dataset}: accuracy {best.value:.1f}% [{best.low:.1f}, {best.high:.1f}], "
+        f"n={best.n}, exact {values['exact'].value:.1f}%, empty answers {values['empty'].value:.1f}%"
+    )
+    print(f"Rows: {folder / 'predictions.jsonl'}; scores: {folder / 'scores.csv'}. Next: {following}")

@@ -1,0 +1,137 @@
+"""CLIP through open_clip: three verbs, `encode_images`, `class_features`, `classify`."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from PIL import Image
+from torch import Tensor
+
+from vlmclassifier.models import ModelSpec, find_model, hub_error, local_checkpoint
+from vlmclassifier.prompts import CAPTION
+from vlmclassifier.records import UserError
+from vlmclassifier.vlm import resolve_device, resolve_dtype
+
+TEXT_BATCH = 256
+
+
+class CLIP:
+    """A contrastive image-text model with its image transform and tokenizer. Made by `load_clip`."""
+
+    def __init__(self, model: torch.nn.Module, transform: Callable, tokenizer: Callable, spec: ModelSpec) -> None:
+        self.model = model.eval()
+        self.transform = transform
+        self.tokenizer = tokenizer
+        self.spec = spec
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    def prepare(self, images: Sequence[Image.Image]) -> Tensor:
+        """Transformed pictures on the CPU: [batch, 3, height, width]."""
+        return torch.stack([self.transform(image) for image in images])
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """Unit-length image features [batch, width] in float32, of pictures or of what `prepare` made of them."""
+        pixel_values = images if isinstance(images, Tensor) else self.prepare(images)
+        features = self.model.encode_image(pixel_values.to(self.device, self.dtype))  # [batch, width]
+        return F.normalize(features.float(), dim=-1)
+
+    @torch.inference_mode()
+    def class_features(self, names: Sequence[str], caption: str = CAPTION) -> Tensor:
+        """Unit-length text features [classes, width] of one caption per class name, in float32.
+
+        The text is cut to the longest prompt where attention is causal: what stands behind the end token is never read.
+        """
+        input_ids = self.tokenizer([caption.format(name) for name in names])  # [classes, context]
+        with _causal_text_cut(self.model.text, int((input_ids != 0).sum(dim=1).max())) as length:
+            chunks = input_ids[:, :length].split(TEXT_BATCH)
+            features = [self.model.encode_text(chunk.to(self.device)) for chunk in chunks]
+        return F.normalize(torch.cat(features).float(), dim=-1)
+
+    def classify(
+        self,
+        images: Sequence[Image.Image] | Tensor,
+        class_features: Tensor,
+        candidates: Sequence[Sequence[int]] | None = None,
+        top: int = 5,
+    ) -> list[list[int]]:
+        """The `top` best classes per picture, best first, by cosine similarity (paper section 1).
+
+        `class_features`: [classes, width]. `candidates`: per picture the classes that may win; None for all.
+        """
+        similarity = self.encode_images(images) @ class_features.T  # [batch, classes]
+        if candidates is None:
+            return similarity.topk(min(top, similarity.shape[1])).indices.tolist()
+        rankings = []
+        for row, allowed in zip(similarity, candidates, strict=True):
+            order = row[list(allowed)].topk(min(top, len(allowed))).indices.tolist()
+            rankings.append([allowed[place] for place in order])
+        return rankings
+
+
+@contextmanager
+def _causal_text_cut(text: torch.nn.Module, length: int) -> Iterator[int | None]:
+    """Let open_clip's causal text tower take `length` tokens; None where the tower needs its whole context."""
+    mask = getattr(text, "attn_mask", None)
+    if mask is None or text.cls_emb is not None or text.pool_type not in ("argmax", "eos"):
+        yield None
+        return
+    text.attn_mask = mask[:length, :length]  # the tower cuts its positions by itself, but not this mask
+    try:
+        yield length
+    finally:
+        text.attn_mask = mask
+
+
+def load_clip(model: str, weights: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> CLIP:
+    """Load a registered model or any open_clip NAME/TAG from a local file or folder, paths.toml or the hub.
+
+    A folder holds open_clip_config.json and safetensors; a file belongs to the architecture NAME, pickles are opened
+    with weights_only=True. Raises UserError when the weights are missing, unsafe, unfit or out of reach.
+    """
+    spec = find_model(model, "clip")
+    checkpoint = checkpoint_path(spec, Path(weights) if weights else None)
+    architecture, _, tag = spec.source.partition("/")
+    name, file = (f"local-dir:{checkpoint.resolve()}", None) if checkpoint.is_dir() else (architecture, str(checkpoint))
+    place = resolve_device(device)
+    precision = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}[resolve_dtype(dtype, place)]
+    # Without a tag open_clip does not know the transform that belongs to a file of registered weights.
+    settings = get_pretrained_cfg(architecture, tag) if not checkpoint.is_dir() else {}
+    transform = {
+        f"image_{key}": settings[key] for key in ("mean", "std", "interpolation", "resize_mode") if settings.get(key)
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            network, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=file, device=place, precision=precision, weights_only=True,
+                force_custom_text=True,  # this form of the text tower accepts a text shorter than its context
+                force_quick_gelu=bool(settings.get("quick_gelu")), **transform,
+            )  # fmt: skip
+            tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # open_clip raises many kinds, down to RuntimeError, for weights of another model
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"The weights {checkpoint} do not load as {spec.key} ({first_line}).") from error
+    return CLIP(network, preprocess, tokenizer, spec)
+
+
+def checkpoint_path(spec: ModelSpec, weights: Path | None = None) -> Path:
+    """The local file or folder of a CLIP model's weights, downloaded where no local one is named."""
+    path = local_checkpoint(spec, weights)
+    if path is not None:
+        return path
+    architecture, tag = spec.source.split("/")
+    settings = get_pretrained_cfg(architecture, tag)
+    if not settings:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none: no such architecture"
+        raise UserError(f"open_clip has no weights {spec.source}: the tags of {architecture} are {known}.")
+    try:
+        return Path(download_pretrained(settings))
+    except Exception as error:  # urllib and the hub client raise many kinds
+        raise hub_error(spec, error) from error

@@ -1,0 +1,151 @@
+"""From run folders and paper.csv to a table: ours beside the paper's, as Markdown, CSV and LaTeX."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlmclassifier.models import MODELS
+from vlmclassifier.paths import PROJECT_ROOT
+from vlmclassifier.prompts import setting_name
+from vlmclassifier.records import Score, UserError
+from vlmclassifier.runs import read_run
+from vlmclassifier.scoring import score_predictions
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+OUTPUTS = PROJECT_ROOT / "outputs"
+KEYS = ["model", "setting", "dataset"]
+LEGEND = (
+    "Cells: ours in percent [95% Wilson interval] (paper's number, difference in points, whether the paper's number "
+    "lies inside our interval). missing: not run yet. N/A: neither we nor the paper have it. (miniature): random or "
+    "mini weights, never compared with the paper."
+)
+
+
+def run_scores(folder: Path, section: str, table: str) -> list[Score]:
+    """The scores of one finished run folder, from its saved answers. Raises UserError when it cannot be read."""
+    record, predictions = read_run(folder)
+    config = record["config"]
+    try:
+        spec = MODELS.get(config["model"])
+        model = spec.paper_name if spec and spec.paper_name else config["model"]
+        asked = ("candidates", "wording", "order", "chain_of_thought", "seed")
+        setting = setting_name(**{key: config[key] for key in asked if key in config})
+        rows = score_predictions(predictions, config["classes"], config["kind"])
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{folder / 'run.json'} is not a finished run ({error!r}): move the folder away.") from None
+    if config["miniature"]:
+        model += " (miniature)"
+    return [Score(section, table, model, setting, config["benchmark"], *row) for row in rows]
+
+
+def collect_scores(outputs: Path, section: str, table: str) -> tuple[list[Score], list[str]]:
+    """Scores of every finished run below `outputs`, and notes on the runs that are not shown.
+
+    Of several runs of one cell the one with the most examples counts, then the latest.
+    """
+    best: dict[tuple[str, str, str], tuple[int, str, list[Score]]] = {}
+    notes = []
+    for file in sorted(outputs.glob("*/run.json")):
+        record, _ = read_run(file.parent)
+        if "not_applicable" in record:
+            notes.append(f"{file.parent.name} is N/A: {record['not_applicable']}")
+            continue
+        if record["finished"] is None:
+            notes.append(f"{file.parent.name} is unfinished: repeat its command to finish it.")
+            continue
+        scores = run_scores(file.parent, section, table)
+        key = (scores[0].model, scores[0].setting, scores[0].dataset)
+        rank = (scores[0].n, record["finished"], scores)
+        if key in best:
+            notes.append(
+                f"{' / '.join(key)} has several runs: the one with the most examples, then the latest, counts."
+            )
+        best[key] = max(best.get(key, rank), rank, key=lambda entry: entry[:2])
+    return [score for _, _, scores in best.values() for score in scores], notes
+
+
+def compare(scores: Sequence[Score], paper: Path, table: str) -> "DataFrame":
+    """Our scores joined with the paper's, one row per model, setting, dataset and metric.
+
+    Columns: the keys, metric, value, low, high, n, paper, difference (points), inside (the paper's number lies in our
+    interval). Rows that only the paper has keep an empty value, so that a missing cell is visible.
+    """
+    import pandas as pd
+
+    columns = [field.name for field in fields(Score)]
+    ours = pd.DataFrame([asdict(score) for score in scores], columns=columns).drop(columns=["section", "table"])
+    published = pd.read_csv(paper)
+    published = published[published["table"] == table].drop(columns="table").rename(columns={"value": "paper"})
+    joined = published.merge(ours, how="outer", on=[*KEYS, "metric"])
+    joined["difference"] = joined["value"] - joined["paper"]
+    joined["inside"] = (joined["low"] <= joined["paper"]) & (joined["paper"] <= joined["high"])
+    joined["inside"] = joined["inside"].astype(object).where(joined["difference"].notna(), None)
+    return joined[[*KEYS, "metric", "value", "low", "high", "n", "paper", "difference", "inside"]]
+
+
+def wide_table(comparison: "DataFrame", datasets: Sequence[str], models: Sequence[str]) -> "DataFrame":
+    """One row per model and setting, one column per dataset, cells as in LEGEND, rows in the order of `models`."""
+    import pandas as pd
+
+    rows = comparison[comparison["metric"] == "accuracy"]
+    cells = {(row.model, row.setting, row.dataset): _cell(row) for row in rows.itertuples()}
+    columns = [*datasets, *sorted(set(rows["dataset"]) - set(datasets))]
+    place = {model: number for number, model in enumerate(models)}
+    settings = {"open_world": 0, "closed_world": 1}
+    order = sorted(
+        {key[:2] for key in cells},
+        key=lambda key: (settings.get(key[1], 2), key[1], place.get(_base(key[0]), len(place)), key[0]),
+    )
+    body = [[model, setting, *(cells.get((model, setting, d), "N/A") for d in columns)] for model, setting in order]
+    return pd.DataFrame(body, columns=["model", "setting", *columns])
+
+
+def details(comparison: "DataFrame", metrics: Sequence[str]) -> "DataFrame":
+    """Every metric of every cell that we have, with n: how the metrics differ."""
+    ours = comparison[comparison["value"].notna() & comparison["metric"].isin(metrics)]
+    table = ours.pivot_table(index=[*KEYS, "n"], columns="metric", values="value")
+    return table[[m for m in metrics if m in table]].reset_index().rename_axis(columns=None).astype({"n": int})
+
+
+def write_tables(wide: "DataFrame", comparison: "DataFrame", folder: Path, name: str) -> list[Path]:
+    """Write NAME.md (wide, with the legend), NAME.csv (long, every metric) and NAME.tex (wide); return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}.{suffix}" for suffix in ("md", "csv", "tex")]
+    files[0].write_text(f"{markdown(wide)}\n\n{LEGEND}\n", encoding="utf-8")
+    comparison.to_csv(files[1], index=False)
+    text = wide.to_latex(index=False, escape=True, na_rep="", column_format="ll" + "r" * (wide.shape[1] - 2))
+    files[2].write_text(text, encoding="utf-8")
+    return files
+
+
+def write_scores(folder: Path, section: str, table: str) -> list[Score]:
+    """Score a finished run and write its scores.csv; return the scores."""
+    scores = run_scores(folder, section, table)
+    with open(folder / "scores.csv", "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(Score)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(score) for score in scores)
+    return scores
+
+
+def markdown(table: "DataFrame") -> str:
+    """A pipe table; numbers with one decimal."""
+    text = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else value)
+    return text.replace("nan", "").to_markdown(index=False, disable_numparse=True)
+
+
+def _base(model: str) -> str:
+    return model.removesuffix(" (miniature)")
+
+
+def _cell(row: object) -> str:
+    if row.value != row.value:  # NaN: only the paper has it
+        return f"missing ({row.paper:.1f})"
+    text = f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}]"
+    if row.paper == row.paper:
+        text += f" ({row.paper:.1f}, {row.difference:+.1f}, {'inside' if row.inside else 'outside'})"
+    return text
