@@ -10,36 +10,36 @@ VLMS=(llava-1.5-7b llava-1.5-13b blip2-2.7b)
 CLIPS=(clip-vit-l-336 eva-clip-g)
 read -ra BENCHMARKS <<< "${BENCHMARKS:-imagenet flowers cars caltech}"
 WORLDS=${WORLDS:-open closed}
-OUTPUTS=${OUTPUTS:-outputs}/main_results
+export VLMCLASSIFIER_OUTPUTS=${OUTPUTS:-${VLMCLASSIFIER_OUTPUTS:-outputs}}
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 COMMON=(${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"})
 
 failed=()
-run() { # script, model, benchmark, candidates, name of the world
+run() { # script, model, benchmark, candidates
     [ -z "${MODELS:-}" ] || [[ " $MODELS " == *" $2 "* ]] || return 0
     local code=0
     "$PYTHON" "main_results/classify_$1.py" --model "$2" --benchmark "$3" --candidates "$4" \
-        --out "$OUTPUTS/$2-$3-$5" "${COMMON[@]}" || code=$?
+        "${COMMON[@]}" || code=$?
     case $code in
         0) ;;
-        3) echo "N/A: $2 on $3, $5 (does not fit the model's context)" ;;
+        3) echo "N/A: $2 on $3 with candidates $4 (does not fit the model's context)" ;;
         130) exit 130 ;;
-        *) failed+=("$2-$3-$5") ;;
+        *) failed+=("$2/$3/$4") ;;
     esac
 }
 
 for benchmark in "${BENCHMARKS[@]}"; do
     for model in "${CLIPS[@]}"; do
-        run clip "$model" "$benchmark" all closed_world
+        run clip "$model" "$benchmark" all
     done
     for model in "${VLMS[@]}"; do
-        [[ $WORLDS != *open* ]] || run vlm "$model" "$benchmark" none open_world
+        [[ $WORLDS != *open* ]] || run vlm "$model" "$benchmark" none
         # The 998 names of ImageNet exceed the context of every model here: N/A in the paper too.
-        [[ $WORLDS != *closed* || $benchmark = imagenet ]] || run vlm "$model" "$benchmark" all closed_world
+        [[ $WORLDS != *closed* || $benchmark = imagenet ]] || run vlm "$model" "$benchmark" all
     done
 done
 
-"$PYTHON" main_results/table.py --outputs "$OUTPUTS"
+"$PYTHON" main_results/table.py
 if [ ${#failed[@]} -gt 0 ]; then
     echo "error: ${#failed[@]} runs failed (${failed[*]}): see above, mend, and run the same command again." >&2
     exit 1

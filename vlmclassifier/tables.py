@@ -1,6 +1,7 @@
 """From run folders and paper.csv to a table: ours beside the paper's, as Markdown, CSV and LaTeX."""
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from vlmclassifier.scoring import score_predictions
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-OUTPUTS = PROJECT_ROOT / "outputs"
+OUTPUTS = Path(os.environ.get("VLMCLASSIFIER_OUTPUTS", PROJECT_ROOT / "outputs"))  # another disk, say
 KEYS = ["model", "setting", "dataset"]
 LEGEND = (
     "Cells: ours in percent [95% Wilson interval] (paper's number, difference in points, whether the paper's number "
@@ -78,6 +79,7 @@ def compare(scores: Sequence[Score], paper: Path, table: str) -> "DataFrame":
 
     columns = [field.name for field in fields(Score)]
     ours = pd.DataFrame([asdict(score) for score in scores], columns=columns).drop(columns=["section", "table"])
+    ours = ours.astype(dict.fromkeys(["value", "low", "high", "n"], float))
     published = pd.read_csv(paper)
     published = published[published["table"] == table].drop(columns="table").rename(columns={"value": "paper"})
     joined = published.merge(ours, how="outer", on=[*KEYS, "metric"])

@@ -1,12 +1,12 @@
 """Vision-language models: one class for every transformers image-text model."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
@@ -26,6 +26,7 @@ class VLM:
         self.spec = spec
         self.processor.tokenizer.padding_side = "left"  # new tokens follow the prompt without a gap
         _fill_processor(self.processor, self.model.config)
+        _decode_greedily(self.model, self.processor.tokenizer)
 
     def prompt(self, question: str, chain_of_thought: bool = False) -> str:
         """The whole text for one question: the paper's template, else the processor's own (paper section 1)."""
@@ -55,7 +56,7 @@ class VLM:
         """Greedy answers to what `prepare` made, without the prompt and cut at the first end token."""
         inputs = {key: self._to_device(value) for key, value in inputs.items()}
         length = inputs["input_ids"].shape[1]
-        sequences = self.model.generate(**inputs, generation_config=self._generation_config(max_new_tokens))
+        sequences = self.model.generate(**inputs, max_new_tokens=max_new_tokens)
         if not torch.equal(sequences[:, :length], inputs["input_ids"]):
             raise RuntimeError(f"{type(self.model).__name__}.generate does not return the prompt before the answer")
         return [self._decode(row) for row in sequences[:, length:].tolist()]  # [batch, <= max_new_tokens]
@@ -76,26 +77,10 @@ class VLM:
                 f"{self.spec.key} is {context}: this cell is N/A; lower --candidates or --max-new-tokens."
             )
 
-    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
-        # A fresh config: sampling settings or penalties stored with a checkpoint would not be greedy decoding.
-        stored = self.model.generation_config
-        text = self.model.config.get_text_config()
-        tokenizer = self.processor.tokenizer
-        end = stored.eos_token_id if stored.eos_token_id is not None else text.eos_token_id
-        end = end if end is not None else tokenizer.eos_token_id
-        self._end_tokens = {end} if isinstance(end, int) else set(end or ())
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._end_tokens, default=0)
-        return GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=end,
-            pad_token_id=pad,
-        )
-
     def _decode(self, tokens: list[int]) -> str:
-        end = next((place for place, token in enumerate(tokens) if token in self._end_tokens), len(tokens))
+        ends = self.model.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
         return self.processor.tokenizer.decode(tokens[:end], skip_special_tokens=True)
 
     def _to_device(self, value: Tensor) -> Tensor:
@@ -127,7 +112,7 @@ def load_vlm(model: str, weights: str | Path | None = None, device: str = "auto"
             output_loading_info=True,
         )
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"The checkpoint {folder} of {spec.key} cannot be loaded ({first_line}): save it again."
@@ -162,6 +147,24 @@ def _device_map(folder: Path, place: torch.device) -> str | dict[str, torch.devi
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     free, _ = torch.cuda.mem_get_info(place)
     return {"": place} if size < GPU_SHARE * free else "auto"
+
+
+def _decode_greedily(model: torch.nn.Module, tokenizer: object) -> None:
+    """Replace the generation settings stored with a checkpoint; only its end tokens are kept.
+
+    A config passed to `generate` is filled up from the stored one, so sampling or penalties would come back; and BLIP-2
+    generates with the settings of its inner language model.
+    """
+    stored, text = model.generation_config, model.config.get_text_config()
+    ends = next(e for e in (stored.eos_token_id, text.eos_token_id, tokenizer.eos_token_id, []) if e is not None)
+    first_end = ends if isinstance(ends, int) else next(iter(ends), 0)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first_end
+    greedy = GenerationConfig(
+        do_sample=False, num_beams=1, bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=pad
+    )
+    for module in model.modules():
+        if hasattr(module, "generation_config"):
+            module.generation_config = greedy
 
 
 def _fill_processor(processor: object, config: object) -> None:

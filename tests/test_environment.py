@@ -1,0 +1,55 @@
+"""Protects: both ways to install give the same pins, and CI runs what the README prints."""
+
+import importlib.metadata
+import re
+import tomllib
+
+import pytest
+import yaml
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+PINS = {
+    canonicalize_name(name): Version(version)
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIREMENTS = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+
+
+def test_conda_and_pip_install_the_same():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    setup = (ROOT / "scripts" / "setup.sh").read_text()
+    install = next(line for line in setup.splitlines() if "pip install" in line)
+    for words in pip:  # the same two arguments, nothing beside them
+        flag, value = words.split()
+        assert f"{flag} {value}" in install.replace("'", "")
+    assert len(pip) == 2
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    python = next(entry.split("=")[1] for entry in conda if entry.startswith("python="))
+    assert Version(python) in Requirement(f"python{PROJECT['requires-python']}").specifier
+    assert {entry.split("=")[0] for entry in conda} == {"python", "pip"}
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda r: r.name)
+def test_every_requirement_is_pinned_within_its_bound(requirement):
+    pin = PINS[canonicalize_name(requirement.name)]
+    assert pin in requirement.specifier
+    assert [spec.operator for spec in requirement.specifier] == [">="], "lower bounds only"
+
+
+def test_the_installed_versions_keep_the_bounds():
+    for requirement in REQUIREMENTS:
+        assert importlib.metadata.version(requirement.name) in requirement.specifier
+
+
+def test_ci_runs_the_readmes_commands_as_printed():
+    readme = (ROOT / "README.md").read_text()
+    first = re.search(r"```bash\n(.*?)```", readme, re.DOTALL).group(1).split("\n")[:-1]
+    commands = [line.split("#")[0].strip() for line in first]
+    assert commands == ["bash scripts/quickstart.sh", "bash scripts/test.sh"]
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert all(command in ci for command in commands)

@@ -1,0 +1,74 @@
+"""Protects: the registry's link to the paper, and the sentence for every unusable checkpoint."""
+
+import csv
+
+import pytest
+
+from vlmclassifier.models import MODELS, checkpoint_folder, find_model, is_miniature, local_checkpoint
+from vlmclassifier.prompts import TEMPLATES
+from vlmclassifier.records import UserError
+
+
+def test_every_model_is_the_papers():
+    with open("main_results/paper.csv", newline="") as stream:
+        papers = {row["model"] for row in csv.DictReader(stream)}
+    for spec in MODELS.values():
+        assert spec.paper_name in papers
+        assert spec.kind == "clip" or spec.template in TEMPLATES
+        assert spec.source.count("/") == 1
+
+
+def test_unknown_models_name_the_nearest():
+    with pytest.raises(UserError, match="nearest is 'llava-1.5-7b'"):
+        find_model("llava-7b", "vlm")
+    with pytest.raises(UserError, match="nearest is 'clip-vit-l-336'.*open_clip NAME/TAG"):
+        find_model("clip-vit-l", "clip")
+    with pytest.raises(UserError, match="classify_clip.py"):
+        find_model("eva-clip-g", "vlm")
+    assert find_model("ViT-B-32/laion2b_s34b_b79k", "clip").key == "ViT-B-32-laion2b_s34b_b79k"
+
+
+def test_unusable_checkpoints_are_refused(tmp_path):
+    llava, clip = MODELS["llava-1.5-7b"], MODELS["clip-vit-l-336"]
+
+    def refuse(words, spec, path):
+        with pytest.raises(UserError, match=words):
+            local_checkpoint(spec, path)
+
+    refuse("does not exist", llava, tmp_path / "absent")
+    refuse("has no config.json", llava, tmp_path)
+    refuse("has no open_clip_config.json", clip, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    refuse("has no .*safetensors weights", llava, tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    refuse(r"only a pickle \(pytorch_model.bin\).*convert it to safetensors", llava, tmp_path)
+    refuse("is a file", llava, tmp_path / "config.json")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert local_checkpoint(llava, tmp_path) == tmp_path
+    assert local_checkpoint(clip, tmp_path / "model.safetensors") == tmp_path / "model.safetensors"
+
+
+def test_weights_win_over_paths_toml(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"")
+    (tmp_path / "paths.toml").write_text('[models]\n"llava-1.5-7b" = "a"\n')
+    monkeypatch.setenv("VLMCLASSIFIER_PATHS", str(tmp_path / "paths.toml"))
+    spec = MODELS["llava-1.5-7b"]
+    assert local_checkpoint(spec) == tmp_path / "a"
+    assert local_checkpoint(spec, tmp_path / "b") == tmp_path / "b"
+    assert local_checkpoint(MODELS["llava-1.5-13b"]) is None
+
+
+def test_an_unreachable_hub_points_to_a_local_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="could not be fetched from the hub.*--weights.*paths.toml"):
+        checkpoint_folder(MODELS["llava-1.5-13b"])
+
+
+def test_only_marked_checkpoints_are_miniatures(tmp_path, tiny):
+    assert all(is_miniature(tiny / key) for key in MODELS)
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    assert not is_miniature(tmp_path)
+    assert not is_miniature(tmp_path / "config.json")

@@ -1,0 +1,116 @@
+"""Protects: the cell of a table: ours beside the paper's, missing cells visible, miniatures never compared."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import script
+
+from vlmclassifier.records import Prediction, UserError
+from vlmclassifier.runs import open_run
+from vlmclassifier.tables import collect_scores, compare, markdown, wide_table, write_scores
+
+PAPER = Path("main_results/paper.csv")
+MODELS = list(pd.read_csv(PAPER)["model"].unique())
+DATASETS = ["imagenet", "flowers", "cars", "caltech"]
+
+
+def make_run(folder: Path, hits: int, n: int, finish: bool = True, **changes) -> None:
+    """A finished run of n rows of which `hits` are right."""
+    config = {
+        "model": "llava-1.5-7b", "kind": "vlm", "miniature": False, "benchmark": "flowers", "candidates": "none",
+        "classes": ["rose", "tulip"], "limit": None,
+    } | changes  # fmt: skip
+    ids = [f"{i}.jpg" for i in range(n)]
+    run = open_run(folder, config, ids)
+    for batch in run.pending(100):
+        outputs = {i: "A rose." if int(i[:-4]) < hits else "" for i in batch}
+        run.append([Prediction(i, "rose", 0, "Q", None, outputs[i], None, None) for i in batch])
+        if not finish:
+            run._locks.close()
+            return
+    run.finish()
+
+
+def cell(outputs: Path, model: str, setting: str, dataset: str) -> str:
+    scores, _ = collect_scores(outputs, "main_results", "table1")
+    table = wide_table(compare(scores, PAPER, "table1"), DATASETS, MODELS).set_index(["model", "setting"])
+    return table.loc[(model, setting), dataset]
+
+
+def test_ours_beside_the_papers(tmp_path):
+    make_run(tmp_path / "a", 60, 1000)
+    assert cell(tmp_path, "LLaVA1.5-7B", "open_world", "flowers") == "6.0 [4.7, 7.6] (5.9, +0.1, inside)"
+    make_run(tmp_path / "b", 500, 1000, candidates="all")
+    assert cell(tmp_path, "LLaVA1.5-7B", "closed_world", "flowers") == "50.0 [46.9, 53.1] (10.2, +39.8, outside)"
+
+
+def test_missing_cells_stay_visible(tmp_path):
+    make_run(tmp_path / "a", 60, 1000)
+    assert cell(tmp_path, "LLaVA1.5-7B", "open_world", "cars") == "missing (0.0)"
+    assert cell(tmp_path, "GPT4", "closed_world", "imagenet") == "missing (60.6)"
+    assert cell(tmp_path, "BLIP2-2.7B", "closed_world", "imagenet") == "N/A"
+
+
+def test_a_miniature_is_marked_and_never_compared(tmp_path):
+    make_run(tmp_path / "a", 60, 1000, miniature=True)
+    assert cell(tmp_path, "LLaVA1.5-7B (miniature)", "open_world", "flowers") == "6.0 [4.7, 7.6]"
+    assert cell(tmp_path, "LLaVA1.5-7B", "open_world", "flowers") == "missing (5.9)"
+    comparison = compare(collect_scores(tmp_path, "main_results", "table1")[0], PAPER, "table1")
+    marked = comparison[comparison["model"].str.contains("miniature")]
+    assert len(marked) == 4 and marked["difference"].isna().all() and marked["inside"].isna().all()
+
+
+def test_every_number_of_the_paper_appears(tmp_path):
+    table = wide_table(compare([], PAPER, "table1"), DATASETS, MODELS)
+    shown = sorted(float(c[9:-1]) for c in table[DATASETS].to_numpy().ravel() if c != "N/A")
+    assert shown == sorted(pd.read_csv(PAPER)["value"]) and len(shown) == 79
+    assert list(table["model"])[:2] == MODELS[:2]
+
+
+def test_of_several_runs_the_largest_counts_and_the_others_are_noted(tmp_path):
+    make_run(tmp_path / "small", 10, 10)
+    make_run(tmp_path / "large", 0, 100, limit=100)
+    make_run(tmp_path / "unfinished", 200, 200, finish=False)
+    scores, notes = collect_scores(tmp_path, "main_results", "table1")
+    assert {score.n for score in scores} == {100}
+    assert len(notes) == 2 and "several runs" in notes[0] + notes[1] and "unfinished" in notes[0] + notes[1]
+
+
+def test_the_script_writes_three_forms_that_agree(tmp_path, capsys):
+    make_run(tmp_path / "a", 60, 1000)
+    make_run(tmp_path / "other-table", 60, 1000, candidates="20")
+    main, args = script("main_results/table.py").main, script("main_results/table.py").Args
+    main(args(outputs=tmp_path))
+    printed = capsys.readouterr().out
+    assert "6.0 [4.7, 7.6] (5.9, +0.1, inside)" in printed and "20_classes" not in printed
+    assert "nan" not in printed
+    long = pd.read_csv(tmp_path / "table1.csv")
+    row = long[(long["model"] == "LLaVA1.5-7B") & (long["dataset"] == "flowers") & (long["metric"] == "accuracy")]
+    assert row[row["setting"] == "open_world"][["value", "paper", "n"]].to_numpy().tolist() == [[6.0, 5.9, 1000]]
+    assert "6.0 [4.7, 7.6] (5.9, +0.1, inside)" in (tmp_path / "table1.tex").read_text()
+    assert markdown(pd.DataFrame({"a": [1.0, None]})).splitlines()[-1].strip("| ") == ""
+    main(args(outputs=tmp_path, format="latex"))
+    assert capsys.readouterr().out.startswith("\\begin{tabular}")
+
+
+def test_no_runs_or_broken_runs_end_in_a_sentence(tmp_path):
+    module = script("main_results/table.py")
+    with pytest.raises(UserError, match="No finished run"):
+        module.main(module.Args(outputs=tmp_path))
+    make_run(tmp_path / "a", 6, 10)
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    del record["config"]["kind"]
+    (tmp_path / "a" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="run.json is not a finished run"):
+        collect_scores(tmp_path, "main_results", "table1")
+
+
+def test_scores_csv_holds_the_records(tmp_path):
+    make_run(tmp_path, 60, 1000)
+    write_scores(tmp_path, "main_results", "table1")
+    rows = pd.read_csv(tmp_path / "scores.csv")
+    assert list(rows.columns[:6]) == ["section", "table", "model", "setting", "dataset", "metric"]
+    assert list(rows["metric"]) == ["accuracy", "contains", "exact", "empty"]
+    assert rows["value"].tolist() == pytest.approx([6.0, 6.0, 0.0, 94.0])
