@@ -92,7 +92,7 @@ def run_script(*command: object, env: dict | None = None, check: bool = True) ->
     """Run a script in a process of its own, from the project's root, with this Python."""
     environment = {**os.environ, "PYTHON": sys.executable, **(env or {})}
     words = [str(word) for word in command]
-    words = words if words[0].endswith("bash") or words[0].startswith("/") else [sys.executable, *words]
+    words = words if words[0].endswith("bash") else [sys.executable, *words]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr
     return done

@@ -1,0 +1,61 @@
+"""Protects: the launchers and notebooks, run as a user runs them."""
+
+import shutil
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import ROOT, run_script
+from nbclient import NotebookClient
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory, tiny, pictures):
+    """Table 1 by its launcher: two models from a paths.toml, one benchmark, and one model that has no weights."""
+    folder = tmp_path_factory.mktemp("outputs")
+    lines = ["[models]", *(f"'{key}' = '{tiny / key}'" for key in ("clip-vit-l-336", "blip2-2.7b"))]
+    (folder / "paths.toml").write_text("\n".join([*lines, "[benchmarks]", f"caltech = '{pictures}'"]))
+    return folder
+
+
+def launch(outputs, check=True, **settings):
+    env = {"VLMCLASSIFIER_PATHS": str(outputs / "paths.toml"), "OUTPUTS": str(outputs), "HF_HOME": str(outputs / "hub")}
+    env |= {"BENCHMARKS": "caltech", "SPLIT": "all", "LIMIT": "4", "WORLDS": "open"}
+    return run_script("bash", "main_results/table1.sh", env=env | settings, check=check)
+
+
+def test_table1_runs_what_is_named_and_skips_what_is_finished(outputs):
+    first = launch(outputs, MODELS="clip-vit-l-336 blip2-2.7b")
+    runs = {"clip-vit-l-336-caltech-closed_world", "blip2-2.7b-caltech-open_world"}
+    assert {file.parent.name for file in outputs.glob("main_results/*/scores.csv")} == runs
+    assert "| CLIP-L (miniature)" in first.stdout and "missing (95.8)" in first.stdout
+    before = {file: file.stat().st_mtime_ns for file in outputs.glob("main_results/*/run.json")}
+    again = launch(outputs, check=False, MODELS="clip-vit-l-336 llava-1.5-7b")
+    assert {file: file.stat().st_mtime_ns for file in outputs.glob("main_results/*/run.json")} == before
+    assert again.returncode == 1 and "1 runs failed (llava-1.5-7b/caltech/none)" in again.stderr
+    assert "llava-1.5-7b could not be fetched from the hub" in again.stderr
+    assert "| CLIP-L (miniature)" in again.stdout  # one failure does not cost the table
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/plot.ipynb")), ids=lambda path: path.parent.name)
+def test_notebooks_draw_from_the_tables(path, outputs, monkeypatch):
+    if not (outputs / "main_results" / "table1.csv").exists():
+        launch(outputs, MODELS="clip-vit-l-336")
+    monkeypatch.setenv("VLMCLASSIFIER_OUTPUTS", str(outputs))
+    notebook = nbformat.read(path, as_version=4)
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
+    assert not any("def " in cell.source for cell in notebook.cells if cell.cell_type == "code")
+    done = NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))
+    kinds = [output.output_type for cell in done.cells for output in cell.get("outputs", [])]
+    assert "display_data" in kinds and "error" not in kinds
+    assert (outputs / path.parent.name / "table1.png").stat().st_size > 20_000
+    assert len(pd.read_csv(outputs / "main_results" / "table1.csv")) > 79
+
+
+def test_shell_scripts_parse_and_say_how_they_are_called():
+    for file in [*ROOT.glob("*/*.sh"), ROOT / ".ci" / "run"]:
+        assert run_script(shutil.which("bash"), "-n", file).returncode == 0
+        first, second, *_ = file.read_text().splitlines()
+        assert first == "#!/usr/bin/env bash" and second.startswith("# ")
+    wrong = run_script("bash", "scripts/quickstart.sh", "--nonsense", check=False)
+    assert wrong.returncode == 2 and "usage: bash scripts/quickstart.sh [--smoke]" in wrong.stderr
