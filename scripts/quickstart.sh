@@ -38,6 +38,10 @@ for benchmark in imagenet flowers cars caltech; do
     echo "$benchmark = '$pictures'" >> "$out/paths.toml"
 done
 
+# The picture that the README's three lines of Python open.
+first=$($python -c "import json; print(json.loads(open('$pictures/flowers.jsonl').readline())['image'])")
+cp -f "$pictures/$first" outputs/quickstart/picture.jpg
+
 env "${narrow[@]}" VLMCLASSIFIER_PATHS="$out/paths.toml" MODELS="$models" SPLIT=all OUTPUTS="$out" \
     bash main_results/table1.sh
 echo "Next: name your checkpoints and pictures in paths.toml and run bash main_results/table1.sh"

@@ -49,7 +49,7 @@ def test_the_installed_versions_keep_the_bounds():
 def test_ci_runs_the_readmes_commands_as_printed():
     readme = (ROOT / "README.md").read_text()
     first = re.search(r"```bash\n(.*?)```", readme, re.DOTALL).group(1).split("\n")[:-1]
-    commands = [line.split("#")[0].strip() for line in first]
+    commands = [line.split("#")[0].strip() for line in first]  # what stands before the remark
     assert commands == ["bash scripts/quickstart.sh", "bash scripts/test.sh"]
     ci = (ROOT / ".ci" / "run").read_text()
     assert all(command in ci for command in commands)

@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Run:
         self._guard = threading.Lock()  # `pending` may run in a prefetch thread beside `append`
         self._locks = open(folder / ".lock", "a+b")  # noqa: SIM115 - held until `finish`; closing drops every lock
         self._part: Any = None
+        self._disk = ThreadPoolExecutor(max_workers=1)
+        self._on_disk: Future | None = None
 
     @property
     def complete(self) -> bool:
@@ -72,23 +74,37 @@ class Run:
                 todo = {start: ids for start, ids in todo.items() if not self.done.issuperset(ids)}
 
     def append(self, predictions: Sequence[Prediction]) -> None:
-        """Write a batch of rows and return when they are on the disk; the lease of the batch ends."""
+        """Write a batch of rows; they reach the disk (fsync) while the next batch is computed, then its lease ends.
+
+        Waits for the batch before, so one at most is on its way; an error of the disk is raised here or at the end.
+        """
+        self._wait_for_disk()
         if self._part is None:
             self._part = self._open_part()
         self._part.write("".join(map(to_line, predictions)).encode())
         self._part.flush()
-        os.fsync(self._part.fileno())
         ids = {prediction.example_id for prediction in predictions}
         with self._guard:
             self.done |= ids
+        self._on_disk = self._disk.submit(self._make_safe, ids)
+
+    def _make_safe(self, ids: set[str]) -> None:
+        os.fsync(self._part.fileno())
+        with self._guard:
             for start in [start for start, waiting in self._leases.items() if waiting & ids]:
                 self._leases[start] -= ids
                 if not self._leases[start]:
                     del self._leases[start]
                     self._unlock_byte(start)
 
+    def _wait_for_disk(self) -> None:
+        if self._on_disk is not None:
+            self._on_disk.result()
+
     def finish(self) -> list[Prediction]:
         """Merge the parts into predictions.jsonl in the evaluation order and return all its rows."""
+        self._wait_for_disk()
+        self._disk.shutdown()
         if self._part is not None:
             self._part.close()
             self._part = None
