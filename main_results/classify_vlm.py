@@ -88,7 +88,8 @@ def main(args: Args) -> None:
     if not run.complete:
         vlm = load_vlm(spec.key, folder, args.device, args.dtype)
         if count is not None:
-            longest = max((question(example).text for example in task.examples), key=len)
+            some = task.examples[:1] if args.candidates == "all" else task.examples  # all lists are as long as one
+            longest = max((question(example).text for example in some), key=len)
             try:
                 vlm.check_context(vlm.prompt(longest, args.chain_of_thought), max_new_tokens)
             except ContextError as error:

@@ -39,7 +39,7 @@ def main(args: Args) -> None:
     if args.format != "markdown":
         print(files[("markdown", "csv", "latex").index(args.format)].read_text(encoding="utf-8"))
         return
-    print(f"Table 1: accuracy in percent on the test sets\n\n{markdown(table)}\n\n{LEGEND}\n")
+    print(f"Table 1: accuracy in percent\n\n{markdown(table)}\n\n{LEGEND}\n")
     if scores:
         print(f"All metrics of our runs, in percent\n\n{markdown(details(comparison, METRICS))}\n")
     for note in notes:

@@ -28,13 +28,13 @@ def test_table1_runs_what_is_named_and_skips_what_is_finished(outputs):
     first = launch(outputs, MODELS="clip-vit-l-336 blip2-2.7b")
     runs = {"clip-vit-l-336-caltech-closed_world", "blip2-2.7b-caltech-open_world"}
     assert {file.parent.name for file in outputs.glob("main_results/*/scores.csv")} == runs
-    assert "| CLIP-L (miniature)" in first.stdout and "missing (95.8)" in first.stdout
+    assert "| CLIP-L (miniature, split all)" in first.stdout and "missing (95.8)" in first.stdout
     before = {file: file.stat().st_mtime_ns for file in outputs.glob("main_results/*/run.json")}
     again = launch(outputs, check=False, MODELS="clip-vit-l-336 llava-1.5-7b")
     assert {file: file.stat().st_mtime_ns for file in outputs.glob("main_results/*/run.json")} == before
     assert again.returncode == 1 and "1 runs failed (llava-1.5-7b/caltech/none)" in again.stderr
     assert "llava-1.5-7b could not be fetched from the hub" in again.stderr
-    assert "| CLIP-L (miniature)" in again.stdout  # one failure does not cost the table
+    assert "| CLIP-L (miniature, split all)" in again.stdout  # one failure does not cost the table
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*/plot.ipynb")), ids=lambda path: path.parent.name)
@@ -45,7 +45,7 @@ def test_notebooks_draw_from_the_tables(path, outputs, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
     assert not any("def " in cell.source for cell in notebook.cells if cell.cell_type == "code")
-    done = NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))
+    done = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
     kinds = [output.output_type for cell in done.cells for output in cell.get("outputs", [])]
     assert "display_data" in kinds and "error" not in kinds
     assert (outputs / path.parent.name / "table1.png").stat().st_size > 20_000

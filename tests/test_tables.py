@@ -20,7 +20,7 @@ def make_run(folder: Path, hits: int, n: int, finish: bool = True, **changes) ->
     """A finished run of n rows of which `hits` are right."""
     config = {
         "model": "llava-1.5-7b", "kind": "vlm", "miniature": False, "benchmark": "flowers", "candidates": "none",
-        "classes": ["rose", "tulip"], "limit": None,
+        "classes": ["rose", "tulip"], "limit": None, "split": "test",
     } | changes  # fmt: skip
     ids = [f"{i}.jpg" for i in range(n)]
     run = open_run(folder, config, ids)
@@ -60,6 +60,14 @@ def test_a_miniature_is_marked_and_never_compared(tmp_path):
     comparison = compare(collect_scores(tmp_path, "main_results", "table1")[0], PAPER, "table1")
     marked = comparison[comparison["model"].str.contains("miniature")]
     assert len(marked) == 4 and marked["difference"].isna().all() and marked["inside"].isna().all()
+
+
+def test_another_split_is_marked_and_never_compared(tmp_path):
+    make_run(tmp_path / "a", 60, 1000, split="all")
+    assert cell(tmp_path, "LLaVA1.5-7B (split all)", "open_world", "flowers") == "6.0 [4.7, 7.6]"
+    make_run(tmp_path / "b", 60, 1000, split="valid", miniature=True, benchmark="imagenet")  # ImageNet's test split
+    assert cell(tmp_path, "LLaVA1.5-7B (miniature)", "open_world", "imagenet") == "6.0 [4.7, 7.6]"
+    assert cell(tmp_path, "LLaVA1.5-7B", "open_world", "flowers") == "missing (5.9)"
 
 
 def test_every_number_of_the_paper_appears(tmp_path):

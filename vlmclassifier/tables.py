@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmclassifier.benchmarks import BENCHMARKS
 from vlmclassifier.models import MODELS
 from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.prompts import setting_name
@@ -21,8 +22,8 @@ OUTPUTS = Path(os.environ.get("VLMCLASSIFIER_OUTPUTS", PROJECT_ROOT / "outputs")
 KEYS = ["model", "setting", "dataset"]
 LEGEND = (
     "Cells: ours in percent [95% Wilson interval] (paper's number, difference in points, whether the paper's number "
-    "lies inside our interval). missing: not run yet. N/A: neither we nor the paper have it. (miniature): random or "
-    "mini weights, never compared with the paper."
+    "lies inside our interval). missing: not run yet. N/A: neither we nor the paper have it. Marked rows "
+    "(miniature: random or mini weights; split: not the test split) are never compared with the paper."
 )
 
 
@@ -38,8 +39,11 @@ def run_scores(folder: Path, section: str, table: str) -> list[Score]:
         rows = score_predictions(predictions, config["classes"], config["kind"])
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{folder / 'run.json'} is not a finished run ({error!r}): move the folder away.") from None
-    if config["miniature"]:
-        model += " (miniature)"
+    benchmark = BENCHMARKS.get(config["benchmark"])
+    test_split = benchmark.test_split if benchmark else "test"
+    marks = ["miniature"] * config["miniature"] + [f"split {config['split']}"] * (config["split"] != test_split)
+    if marks:  # another name: never joined with the paper's rows
+        model += f" ({', '.join(marks)})"
     return [Score(section, table, model, setting, config["benchmark"], *row) for row in rows]
 
 
@@ -141,7 +145,7 @@ def markdown(table: "DataFrame") -> str:
 
 
 def _base(model: str) -> str:
-    return model.removesuffix(" (miniature)")
+    return model.split(" (")[0]
 
 
 def _cell(row: object) -> str:

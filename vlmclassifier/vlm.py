@@ -127,16 +127,19 @@ def load_vlm(model: str, weights: str | Path | None = None, device: str = "auto"
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" is this process's GPU (LOCAL_RANK under a launcher), else the CPU. Raises UserError without that GPU."""
-    if device == "auto":
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    """The torch device of --device: "auto" and "cuda" are this process's GPU (LOCAL_RANK under a launcher).
+
+    "auto" without a GPU is the CPU. Raises UserError where a GPU is asked for and torch sees none.
+    """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: torch sees no CUDA GPU here; use --device cpu.")
-    return device
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "cpu" if device == "auto" else device
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """ "auto" is bfloat16 on a GPU and float32 on the CPU."""
+    """The name of the torch dtype of --dtype: "auto" is bfloat16 on a GPU and float32 on the CPU."""
     return ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
 
 
