@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from vlmclassifier import cli
-from vlmclassifier.benchmarks import load_evaluation
+from vlmclassifier.benchmarks import Evaluation, load_evaluation
 from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.models import find_model, is_miniature
 from vlmclassifier.prompts import CAPTION, draw_candidates, parse_candidates, setting_name
-from vlmclassifier.records import Prediction, UserError
-from vlmclassifier.runs import fingerprint, open_run
+from vlmclassifier.records import Example, Prediction, UserError
+from vlmclassifier.runs import Run, fingerprint, open_run
 from vlmclassifier.tables import OUTPUTS, write_scores
 
 
@@ -54,15 +54,16 @@ class Args:
 
 
 def main(args: Args) -> None:
+    """Check everything, classify what is pending, score."""
+    cli.check_positive(limit=args.limit, batch_size=args.batch_size)
     spec = find_model(args.model, "clip")
     if args.candidates == "none":
         raise UserError("CLIP always chooses among class names: use --candidates all or a number.")
     task = load_evaluation(args.benchmark, args.classes, args.data_root, args.split, args.limit)
-    count = parse_candidates(args.candidates, task.names)
-    setting = setting_name(args.candidates, seed=args.seed if args.candidates != "all" else 0)
+    parse_candidates(args.candidates, task.names)
 
-    from vlmclassifier.clip import checkpoint_path, load_clip  # seconds of torch
-    from vlmclassifier.vlm import resolve_device, resolve_dtype
+    from vlmclassifier.clip import checkpoint_path  # seconds of torch
+    from vlmclassifier.devices import resolve_device, resolve_dtype
 
     weights = checkpoint_path(spec, args.weights)
     config = {
@@ -71,39 +72,44 @@ def main(args: Args) -> None:
         "benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": args.limit,
         "candidates": args.candidates, "caption": CAPTION, "seed": args.seed, "classes": list(task.names),
     }  # fmt: skip
-    examples = {example.id: example for example in task.examples}
+    setting = setting_name(args.candidates, seed=args.seed if args.candidates != "all" else 0)
     out = args.out or OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
-    run = open_run(out, config, list(examples))
+    run = open_run(out, config, [example.id for example in task.examples])
     if not run.complete:
-        clip = load_clip(args.model, weights, args.device, args.dtype)
-        names = list(dict.fromkeys(task.names))  # a name that two classes share stands for the first
-        class_index = [task.names.index(name) for name in names]
-        column = {name: place for place, name in enumerate(names)}
-        features = clip.class_features(names)  # [names, width], once per run
-
-        def load(ids):
-            return clip.prepare([open_image(examples[i].image, task.root, examples[i].row) for i in ids])
-
-        with cli.progress(run, f"{spec.key} on {task.benchmark.title}, {setting}") as bar:
-            for ids, pixel_values in prefetch(run.pending(args.batch_size), load):
-                batch, choices, allowed = [examples[i] for i in ids], [None] * len(ids), None
-                if args.candidates != "all":
-                    choices = [draw_candidates(e, task.names, count, seed=args.seed) for e in batch]
-                    allowed = [[column[name] for name in drawn] for drawn in choices]
-                rows = zip(batch, choices, clip.classify(pixel_values, features, allowed), strict=True)
-                run.append(
-                    [
-                        Prediction(
-                            e.id, e.label, e.class_index, CAPTION, drawn, names[best[0]], names[best[0]],
-                            tuple(class_index[place] for place in best),
-                        )
-                        for e, drawn, best in rows
-                    ]
-                )  # fmt: skip
-                bar()
+        classify(args, task, weights, run, f"{spec.key} on {task.benchmark.title}, {setting}")
     run.finish()
     if cli.is_main_process():
         cli.report(out, write_scores(out, "main_results", "table1"), "python main_results/table.py")
+
+
+def classify(args: Args, task: Evaluation, weights: Path, run: Run, title: str) -> None:
+    """Rank the classes for every pending picture, batch by batch."""
+    from vlmclassifier.clip import load_clip
+
+    clip = load_clip(args.model, weights, args.device, args.dtype)
+    names = list(dict.fromkeys(task.names))  # a name that two classes share stands for the first
+    class_index = [task.names.index(name) for name in names]
+    column = {name: place for place, name in enumerate(names)}
+    class_features = clip.class_features(names)  # [names, width], once per run
+    count = None if args.candidates == "all" else parse_candidates(args.candidates, task.names)
+    examples = {example.id: example for example in task.examples}
+
+    def load(ids: list[str]) -> object:
+        return clip.prepare([open_image(examples[i].image, task.root, examples[i].row) for i in ids])
+
+    def row(example: Example, choices: tuple[str, ...] | None, best: list[int]) -> Prediction:
+        ranking, name = tuple(class_index[place] for place in best), names[best[0]]
+        return Prediction(example.id, example.label, example.class_index, CAPTION, choices, name, name, ranking)
+
+    with cli.progress(run, title) as advance:
+        for ids, pixel_values in prefetch(run.pending(args.batch_size), load):
+            batch, choices, allowed = [examples[i] for i in ids], [None] * len(ids), None
+            if count is not None:
+                choices = [draw_candidates(example, task.names, count, seed=args.seed) for example in batch]
+                allowed = [[column[name] for name in drawn] for drawn in choices]
+            rankings = clip.classify(pixel_values, class_features, allowed)
+            run.append(list(map(row, batch, choices, rankings)))
+            advance()
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from vlmclassifier import cli
-from vlmclassifier.benchmarks import load_evaluation
+from vlmclassifier.benchmarks import Evaluation, load_evaluation
 from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
-from vlmclassifier.prompts import build_question, parse_candidates, setting_name
-from vlmclassifier.records import ContextError, Prediction
-from vlmclassifier.runs import fingerprint, open_run
+from vlmclassifier.prompts import build_question, new_tokens, parse_candidates, setting_name
+from vlmclassifier.records import ContextError, Example, Prediction, Question
+from vlmclassifier.runs import Run, fingerprint, open_run
 from vlmclassifier.tables import OUTPUTS, write_scores
 
 
@@ -61,58 +61,65 @@ class Args:
 
 
 def main(args: Args) -> None:
+    """Check everything, answer what is pending, score."""
+    cli.check_positive(limit=args.limit, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)
     spec = find_model(args.model, "vlm")
     task = load_evaluation(args.benchmark, args.classes, args.data_root, args.split, args.limit)
-    count = parse_candidates(args.candidates, task.names)
-    setting = setting_name(args.candidates, args.wording, args.order, args.chain_of_thought, args.seed)
+    parse_candidates(args.candidates, task.names)
     folder = checkpoint_folder(spec, args.weights)
-
-    from vlmclassifier.vlm import load_vlm, new_tokens, resolve_device, resolve_dtype  # seconds of torch
-
     max_new_tokens = args.max_new_tokens or new_tokens(args.chain_of_thought)
+
+    from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
+
     config = {
         "script": "classify_vlm", "kind": "vlm", "model": spec.key, "miniature": is_miniature(folder),
         "checkpoint": fingerprint(folder), "dtype": resolve_dtype(args.dtype, resolve_device(args.device)),
         "benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": args.limit,
-        "candidates": args.candidates, "order": args.order, "wording": args.wording,
-        "chain_of_thought": args.chain_of_thought, "max_new_tokens": max_new_tokens, "seed": args.seed,
-        "classes": list(task.names),
+        "candidates": args.candidates, "order": args.order, "wording": args.wording, "seed": args.seed,
+        "chain_of_thought": args.chain_of_thought, "max_new_tokens": max_new_tokens, "classes": list(task.names),
     }  # fmt: skip
-    examples = {example.id: example for example in task.examples}
+    setting = setting_name(args.candidates, args.wording, args.order, args.chain_of_thought, args.seed)
     out = args.out or OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
-    run = open_run(out, config, list(examples))
-
-    def question(example):
-        return build_question(example, task.names, count, args.wording, args.order, args.seed)
-
+    run = open_run(out, config, [example.id for example in task.examples])
     if not run.complete:
-        vlm = load_vlm(spec.key, folder, args.device, args.dtype)
-        if count is not None:
-            some = task.examples[:1] if args.candidates == "all" else task.examples  # all lists are as long as one
-            longest = max((question(example).text for example in some), key=len)
-            try:
-                vlm.check_context(vlm.prompt(longest, args.chain_of_thought), max_new_tokens)
-            except ContextError as error:
-                run.not_applicable(str(error))
-                raise
-
-        def load(ids):
-            images = [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
-            questions = [question(examples[i]) for i in ids]
-            prompts = [vlm.prompt(q.text, args.chain_of_thought) for q in questions]
-            return questions, prompts, vlm.prepare(images, prompts)
-
-        with cli.progress(run, f"{spec.key} on {task.benchmark.title}, {setting}") as bar:
-            for ids, (questions, prompts, inputs) in prefetch(run.pending(args.batch_size), load):
-                outputs = vlm.generate(inputs, max_new_tokens)
-                rows = zip([examples[i] for i in ids], prompts, questions, outputs, strict=True)
-                run.append(
-                    [Prediction(e.id, e.label, e.class_index, p, q.choices, o, None, None) for e, p, q, o in rows]
-                )
-                bar()
+        answer(args, task, folder, run, f"{spec.key} on {task.benchmark.title}, {setting}")
     run.finish()
     if cli.is_main_process():
         cli.report(out, write_scores(out, "main_results", "table1"), "python main_results/table.py")
+
+
+def answer(args: Args, task: Evaluation, folder: Path, run: Run, title: str) -> None:
+    """Ask the model about every pending picture, batch by batch."""
+    from vlmclassifier.vlm import load_vlm
+
+    vlm = load_vlm(args.model, folder, args.device, args.dtype)
+    max_new_tokens = args.max_new_tokens or new_tokens(args.chain_of_thought)
+    count = parse_candidates(args.candidates, task.names)
+    examples = {example.id: example for example in task.examples}
+
+    def ask(example: Example) -> tuple[Question, str]:
+        question = build_question(example, task.names, count, args.wording, args.order, args.seed)
+        return question, vlm.prompt(question.text, args.chain_of_thought)
+
+    def load(ids: list[str]) -> tuple[list[tuple[Question, str]], dict]:
+        images = [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
+        asked = [ask(examples[i]) for i in ids]
+        return asked, vlm.prepare(images, [prompt for _, prompt in asked])
+
+    varying = count is not None and args.candidates != "all"  # otherwise all prompts have the same words
+    prompts = sorted((ask(e)[1] for e in task.examples[: None if varying else 1]), key=len)
+    try:
+        vlm.check_context(prompts[-16:], max_new_tokens)
+    except ContextError as error:
+        run.not_applicable(str(error))
+        raise
+    with cli.progress(run, title) as advance:
+        for ids, (asked, inputs) in prefetch(run.pending(args.batch_size), load):
+            rows = zip([examples[i] for i in ids], asked, vlm.generate(inputs, max_new_tokens), strict=True)
+            run.append(
+                [Prediction(e.id, e.label, e.class_index, p, q.choices, text, None, None) for e, (q, p), text in rows]
+            )
+            advance()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 #   MODELS="llava-1.5-7b clip-vit-l-336" BENCHMARKS="flowers cars" LIMIT=1000 bash main_results/table1.sh
 # Settings: MODELS, BENCHMARKS, WORLDS (of VLMs: open closed), LIMIT (pictures), SPLIT, BATCH_SIZE, OUTPUTS, PYTHON.
 set -euo pipefail
+if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 
 VLMS=(llava-1.5-7b llava-1.5-13b blip2-2.7b)

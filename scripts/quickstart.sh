@@ -4,6 +4,7 @@
 # The pictures are the photographs of VLMCLASSIFIER_REALDATA (a folder with the manifests of the four benchmarks) where it
 # is set, generated ones otherwise. The models are random: the numbers only show that the whole path works.
 set -euo pipefail
+if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 
 case "${1:-}" in
@@ -42,6 +43,6 @@ done
 first=$($python -c "import json; print(json.loads(open('$pictures/flowers.jsonl').readline())['image'])")
 cp -f "$pictures/$first" outputs/quickstart/picture.jpg
 
-env "${narrow[@]}" VLMCLASSIFIER_PATHS="$out/paths.toml" MODELS="$models" SPLIT=all OUTPUTS="$out" \
+env "${narrow[@]}" PYTHON="$python" VLMCLASSIFIER_PATHS="$out/paths.toml" MODELS="$models" SPLIT=all OUTPUTS="$out" \
     bash main_results/table1.sh
 echo "Next: name your checkpoints and pictures in paths.toml and run bash main_results/table1.sh"

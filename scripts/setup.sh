@@ -2,6 +2,7 @@
 # Make .venv with the pinned versions of constraints.txt: about 3 minutes and 6.5 GB. A second call returns at once.
 #   bash scripts/setup.sh              PYTHON=python3.12 bash scripts/setup.sh
 set -euo pipefail
+if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 
 stamp=.venv/installed
@@ -19,7 +20,7 @@ for python in ${PYTHON:-} python3 python3.13 python3.12 python3.11 ""; do
 done
 
 echo "Setting up .venv with $("$python" --version): about 3 minutes, 6.5 GB"
-"$python" -m venv --clear .venv
+.venv/bin/python -c '' 2>/dev/null || "$python" -m venv --clear .venv  # a working one is brought up to date
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 echo "$want" > "$stamp"
 echo "Ready: source .venv/bin/activate"

@@ -2,6 +2,7 @@
 # Set up, check the style, run the tests: offline, on the CPU. Arguments go to pytest: bash scripts/test.sh -k runs
 # VLMCLASSIFIER_REALDATA=DIR adds the tests on real photographs (the four manifests and their pictures).
 set -euo pipefail
+if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 .venv/bin/ruff format --check .

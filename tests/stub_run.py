@@ -26,6 +26,7 @@ def answer(example_id: str) -> Prediction:
 
 def work(run: Run, batch: int, seconds: float) -> None:
     for ids in run.pending(batch):
+        print(*ids, flush=True)
         time.sleep(seconds)
         run.append([answer(i) for i in ids])
     run.finish()

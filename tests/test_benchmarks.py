@@ -93,14 +93,15 @@ def test_other_mistakes_are_named(own, tmp_path):
             load_evaluation(*args, **options)
 
     manifest = own.args["benchmark"]
-    refuse("manifest .*absent.jsonl", str(tmp_path / "absent.jsonl"), own.classes)
+    refuse("manifest .*absent.jsonl does not exist", str(tmp_path / "absent.jsonl"), own.classes)
     refuse("nearest is 'flowers'", "flower")
     refuse("needs its class list", manifest)
     refuse("canonical list", "flowers", own.classes)
     refuse("no row of the split 'train': its splits are test", manifest, own.classes, split="train")
-    refuse("at least 1", manifest, own.classes, limit=0)
     refuse("not a folder", manifest, own.classes, root=tmp_path / "absent")
     refuse("does not exist: write a JSON array", manifest, tmp_path / "absent.json")
+    (tmp_path / "flowers.jsonl").write_text(own.manifest.read_text())
+    refuse("name of a registered benchmark: use --benchmark flowers", str(tmp_path / "flowers.jsonl"), own.classes)
     (tmp_path / "bad.json").write_text('{"a": 1}')
     refuse("at least two non-empty names", manifest, tmp_path / "bad.json")
     (tmp_path / "empty").mkdir()
@@ -136,5 +137,5 @@ def test_paths_toml_names_the_image_root(own, tmp_path, monkeypatch):
         load_evaluation("caltech")
 
 
-def test_find_benchmark_takes_the_stem_as_key():
-    assert find_benchmark("folder/birds.jsonl", "classes.json").key == "birds"
+def test_find_benchmark_takes_the_stem_as_key(own):
+    assert find_benchmark(str(own.manifest), own.classes).key == "mine"

@@ -102,6 +102,16 @@ def test_double_names_stand_for_their_first_class(tiny, pictures, tmp_path):
         assert row.ranking[0] == names.index(row.output)
 
 
+def test_token_zero_is_a_word_and_not_padding(tiny):
+    """Token 0 of CLIP's vocabulary is a "!" within a word: a prompt that has it keeps its end token."""
+    clip = load_clip("clip-vit-l-336", tiny / "clip-vit-l-336")
+    names = ["wow!(x", "a"]
+    ids = clip.tokenizer([f"a photo of a {name}" for name in names])
+    assert (ids[0, : ids[0].argmax()] == 0).any()
+    _, _, features = plain_features(tiny / "clip-vit-l-336", names)
+    assert (clip.class_features(names) - features).abs().max() < 1e-6
+
+
 @pytest.fixture
 def small_architecture(tmp_path, tiny):
     """An architecture by name, as open_clip's users add one, with a safetensors and a pickle file of its weights."""
@@ -110,7 +120,11 @@ def small_architecture(tmp_path, tiny):
     open_clip.add_model_config(tmp_path / "Small-quick.json")
     source = tiny / "clip-vit-l-336" / "open_clip_model.safetensors"
     torch.save({"state_dict": load_file(source)}, tmp_path / "weights.pt")
-    return source, tmp_path / "weights.pt"
+    model, _, _ = open_clip.create_model_and_transforms("Small-quick", pretrained=str(source))
+    inputs = (torch.zeros(1, 3, 56, 56), torch.zeros(1, 77, dtype=torch.int64))
+    traced = torch.jit.trace(model.eval(), inputs, strict=False, check_trace=False)
+    torch.jit.save(traced, tmp_path / "jit.pt")  # the form of OpenAI's own releases
+    return source, tmp_path / "weights.pt", tmp_path / "jit.pt"
 
 
 def test_any_local_file_of_any_architecture(small_architecture, tiny):

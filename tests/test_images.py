@@ -53,6 +53,8 @@ def test_transparency_lies_over_white(tmp_path):
 def test_sixteen_bit_grey_keeps_its_range(tmp_path):
     values = np.array([[0, 32768], [65535, 256]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
+    Image.frombytes("I;16B", (2, 2), values.astype(">u2").tobytes()).save(tmp_path / "b.tif")
+    assert np.asarray(open_image(tmp_path / "b.tif"))[..., 0].tolist() == [[0, 128], [255, 1]]
     assert np.asarray(open_image(tmp_path / "a.png"))[..., 0].tolist() == [[0, 128], [255, 1]]
 
 

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "vlmclassifier"
 FLOORS = [
     {"records"},
     {"paths", "images", "benchmarks", "prompts", "models", "scoring", "runs", "tables", "cli", "plane_figures"},
-    {"vlm", "clip", "api"},
+    {"devices", "vlm", "clip", "api"},
     {"ranking", "probing", "finetuning", "checkpoints", "tiny"},
 ]
 HEAVY = {"torch", "transformers", "open_clip", "torchvision", "scipy", "pandas", "timm", "matplotlib"}

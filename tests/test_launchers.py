@@ -57,5 +57,9 @@ def test_shell_scripts_parse_and_say_how_they_are_called():
         assert run_script(shutil.which("bash"), "-n", file).returncode == 0
         first, second, *_ = file.read_text().splitlines()
         assert first == "#!/usr/bin/env bash" and second.startswith("# ")
+    for file in ROOT.glob("*/*.sh"):
+        shown = run_script("bash", file, "--help").stdout
+        assert f"bash {file.relative_to(ROOT)}" in shown or "set up" in shown.lower()
+        assert "#" not in shown.split("\n")[0]
     wrong = run_script("bash", "scripts/quickstart.sh", "--nonsense", check=False)
     assert wrong.returncode == 2 and "usage: bash scripts/quickstart.sh [--smoke]" in wrong.stderr

@@ -6,12 +6,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from stub_run import CONFIG, answer, order, work
 
+from vlmclassifier import runs
 from vlmclassifier.records import UserError, to_line
 from vlmclassifier.runs import fingerprint, open_run, read_run
 
@@ -24,7 +26,8 @@ def expected(count: int) -> bytes:
 
 def start(folder: Path, rows: int, batch: int, seconds: float) -> subprocess.Popen:
     command = [sys.executable, STUB, folder, rows, batch, seconds]
-    return subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    words = [str(word) for word in command]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def part_bytes(folder: Path) -> int:
@@ -41,7 +44,7 @@ def test_a_whole_run(tmp_path):
     tidy(tmp_path)
     record, rows = read_run(tmp_path)
     assert record["config"] == CONFIG and record["rows"] == len(rows) == 10
-    assert record["started"] <= record["finished"] and record["versions"]["torch"]
+    assert record["started"] <= record["finished"] and record["sessions"][0]["versions"]["torch"]
 
 
 def test_killed_twenty_times_and_resumed_gives_the_same_bytes(tmp_path):
@@ -65,6 +68,7 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     run = open_run(tmp_path, CONFIG, order(6))
     for ids, _ in zip(run.pending(2), range(2), strict=False):
         run.append([answer(i) for i in ids])
+    run._wait_for_disk()
     run._part.close()
     run._locks.close()
     data = (tmp_path / "part-0.jsonl").read_bytes()
@@ -111,48 +115,125 @@ def test_a_larger_limit_goes_on_and_a_smaller_one_loses_nothing(tmp_path):
 
 
 def test_processes_share_the_work(tmp_path):
-    children = [start(tmp_path, 90, batch, 0.02) for batch in (3, 3, 3)]
+    children = [start(tmp_path, 90, 3, 0.1) for _ in range(3)]
     parts = set()
     while any(child.poll() is None for child in children):
         parts |= {file.name for file in tmp_path.glob("part-*.jsonl") if file.exists()}
         time.sleep(0.005)
-    assert [child.communicate()[1] for child in children] == ["", "", ""]
+    outputs = [child.communicate() for child in children]
+    assert [errors for _, errors in outputs] == ["", "", ""]
+    assert sorted(" ".join(ids for ids, _ in outputs).split()) == sorted(order(90))  # each row once
     assert parts == {"part-0.jsonl", "part-1.jsonl", "part-2.jsonl"}
     assert (tmp_path / "predictions.jsonl").read_bytes() == expected(90)
     tidy(tmp_path)
 
 
 def test_every_row_is_computed_once_by_processes_of_one_batch_size(tmp_path):
-    first, second = open_run(tmp_path, CONFIG, order(9)), start(tmp_path, 9, 3, 0.3)
+    other = start(tmp_path, 9, 3, 0.5)
+    others = other.stdout.readline().split()  # it holds its first lease
+    run = open_run(tmp_path, CONFIG, order(9))
     own = []
-    for ids in first.pending(3):
-        time.sleep(0.3)
-        first.append([answer(i) for i in ids])
+    for ids in run.pending(3):
+        run.append([answer(i) for i in ids])
         own += ids
-    second.communicate()
-    assert 0 < len(own) < 9  # the other process did the rest, and neither did the other's
-    first.finish()
+    others += other.communicate()[0].split()
+    assert sorted(own + others) == sorted(order(9)) and own and others
+    run.finish()
     assert (tmp_path / "predictions.jsonl").read_bytes() == expected(9)
 
 
 def test_a_process_that_dies_costs_its_lease_only(tmp_path):
-    dying = start(tmp_path, 12, 3, 60)  # holds its first lease for a minute
-    while not (tmp_path / "run.json").exists():
-        time.sleep(0.01)
-    time.sleep(0.3)
+    dying = start(tmp_path, 12, 3, 60)
+    held = dying.stdout.readline().split()  # it holds this lease for a minute
+    assert held == ["picture-0.jpg", "picture-1.jpg", "picture-2.jpg"]
     survivor = open_run(tmp_path, CONFIG, order(12))
     seen = []
     for ids in survivor.pending(3):
         seen.append(ids)
         survivor.append([answer(i) for i in ids])
         if len(seen) == 3:  # all but the lease of the other, which is still alive
-            assert ["picture-0.jpg", "picture-1.jpg", "picture-2.jpg"] not in seen
+            assert held not in seen
             os.kill(dying.pid, signal.SIGKILL)
             dying.communicate()
-    assert seen[3] == ["picture-0.jpg", "picture-1.jpg", "picture-2.jpg"]
+    assert seen[3] == held
     survivor.finish()
     assert (tmp_path / "predictions.jsonl").read_bytes() == expected(12)
     tidy(tmp_path)
+
+
+def test_a_dead_process_leaves_its_rows_to_the_survivor(tmp_path):
+    """The survivor takes over the part file of a process that died after it had looked: its rows count as done."""
+    survivor = open_run(tmp_path, CONFIG, order(12))
+    dying = start(tmp_path, 12, 3, 0.2)
+    for _ in range(3):
+        dying.stdout.readline()  # two batches are recorded when the third begins
+    dying.kill()
+    dying.communicate()
+    recorded = (tmp_path / "part-0.jsonl").read_text().count("\n")
+    survivor.append([answer("picture-11.jpg")])
+    assert Path(survivor._part.name).name == "part-0.jsonl"
+    seen = sum(survivor.pending(3), [])
+    assert recorded >= 6 and len(seen) == 12 - recorded - 1
+
+
+def test_a_run_is_finished_only_when_its_largest_order_is(tmp_path):
+    larger = open_run(tmp_path, CONFIG, order(10))
+    for ids, _ in zip(larger.pending(2), range(3), strict=False):
+        larger.append([answer(i) for i in ids])
+    larger._wait_for_disk()
+    larger._part.close()
+    larger._locks.close()  # it stops here, with six of ten rows
+    work(open_run(tmp_path, CONFIG | {"limit": 4}, order(4)), 2, 0)
+    record, rows = read_run(tmp_path)
+    assert (record["finished"], record["target"], record["config"]["limit"], len(rows)) == (None, 10, None, 6)
+    work(open_run(tmp_path, CONFIG, order(10)), 2, 0)
+    record, rows = read_run(tmp_path)
+    assert record["finished"] and record["rows"] == len(rows) == 10
+
+
+def test_rows_without_a_record_are_not_adopted(tmp_path):
+    work(open_run(tmp_path, CONFIG, order(4)), 2, 0)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(UserError, match="rows but no run.json"):
+        open_run(tmp_path, CONFIG, order(4))
+
+
+def test_every_version_that_made_rows_is_recorded(tmp_path, monkeypatch):
+    work(open_run(tmp_path, CONFIG | {"limit": 4}, order(4)), 2, 0)
+    monkeypatch.setattr(runs, "versions", lambda: {"torch": "99"})
+    work(open_run(tmp_path, CONFIG | {"limit": 6}, order(6)), 2, 0)
+    work(open_run(tmp_path, CONFIG | {"limit": 8}, order(8)), 2, 0)
+    torches = [session["versions"]["torch"] for session in read_run(tmp_path)[0]["sessions"]]
+    assert len(torches) == 2 and torches[1] == "99"
+
+
+def test_rows_are_synced_per_batch_and_the_lease_ends_after_that(tmp_path, monkeypatch):
+    allow, synced = threading.Event(), []
+
+    def fsync(number: int) -> None:
+        assert allow.wait(10)
+        synced.append(number)
+
+    run = open_run(tmp_path, CONFIG, order(4))
+    batches = run.pending(2)
+    run.append([answer(i) for i in next(batches)])
+    run._wait_for_disk()
+    monkeypatch.setattr(runs.os, "fsync", fsync)
+    run.append([answer(i) for i in next(batches)])
+    locked = f"import fcntl; fcntl.lockf(open({str(tmp_path / '.lock')!r}, 'a+b'), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 2)"
+    assert b"BlockingIOError" in subprocess.run([sys.executable, "-c", locked], capture_output=True).stderr
+    allow.set()
+    run._wait_for_disk()
+    assert len(synced) == 1
+    assert subprocess.run([sys.executable, "-c", locked], capture_output=True).returncode == 0
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs.os, "fsync", full)
+    run.append([answer("picture-0.jpg")])
+    with pytest.raises(OSError, match="No space left"):
+        run.append([answer("picture-1.jpg")])
 
 
 def test_a_cell_that_is_not_applicable_says_why(tmp_path):

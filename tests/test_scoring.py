@@ -30,6 +30,7 @@ def test_worked_cases(output, is_contained, is_exact, is_empty):
 
 def test_known_weaknesses_of_the_papers_metric():
     assert contains(said("a bumblebee", "bee")) and not exact(said("a bumblebee", "bee"))
+    assert exact(said("acme inc.", "Acme Inc.")) and exact(said("Acme Inc", "Acme Inc."))
     assert contains(said('one of "bee", "ant", "cat"', "ant"))  # listing every name scores
 
 

@@ -41,9 +41,9 @@ def cell(outputs: Path, model: str, setting: str, dataset: str) -> str:
 
 def test_ours_beside_the_papers(tmp_path):
     make_run(tmp_path / "a", 60, 1000)
-    assert cell(tmp_path, "LLaVA1.5-7B", "open_world", "flowers") == "6.0 [4.7, 7.6] (5.9, +0.1, inside)"
+    assert cell(tmp_path, "LLaVA1.5-7B", "open_world", "flowers") == "6.0 [4.7, 7.6] n=1000 (5.9, +0.1, inside)"
     make_run(tmp_path / "b", 500, 1000, candidates="all")
-    assert cell(tmp_path, "LLaVA1.5-7B", "closed_world", "flowers") == "50.0 [46.9, 53.1] (10.2, +39.8, outside)"
+    assert cell(tmp_path, "LLaVA1.5-7B", "closed_world", "flowers") == "50.0 [46.9, 53.1] n=1000 (10.2, +39.8, outside)"
 
 
 def test_missing_cells_stay_visible(tmp_path):
@@ -55,7 +55,7 @@ def test_missing_cells_stay_visible(tmp_path):
 
 def test_a_miniature_is_marked_and_never_compared(tmp_path):
     make_run(tmp_path / "a", 60, 1000, miniature=True)
-    assert cell(tmp_path, "LLaVA1.5-7B (miniature)", "open_world", "flowers") == "6.0 [4.7, 7.6]"
+    assert cell(tmp_path, "LLaVA1.5-7B (miniature)", "open_world", "flowers") == "6.0 [4.7, 7.6] n=1000"
     assert cell(tmp_path, "LLaVA1.5-7B", "open_world", "flowers") == "missing (5.9)"
     comparison = compare(collect_scores(tmp_path, "main_results", "table1")[0], PAPER, "table1")
     marked = comparison[comparison["model"].str.contains("miniature")]
@@ -64,9 +64,9 @@ def test_a_miniature_is_marked_and_never_compared(tmp_path):
 
 def test_another_split_is_marked_and_never_compared(tmp_path):
     make_run(tmp_path / "a", 60, 1000, split="all")
-    assert cell(tmp_path, "LLaVA1.5-7B (split all)", "open_world", "flowers") == "6.0 [4.7, 7.6]"
+    assert cell(tmp_path, "LLaVA1.5-7B (split all)", "open_world", "flowers") == "6.0 [4.7, 7.6] n=1000"
     make_run(tmp_path / "b", 60, 1000, split="valid", miniature=True, benchmark="imagenet")  # ImageNet's test split
-    assert cell(tmp_path, "LLaVA1.5-7B (miniature)", "open_world", "imagenet") == "6.0 [4.7, 7.6]"
+    assert cell(tmp_path, "LLaVA1.5-7B (miniature)", "open_world", "imagenet") == "6.0 [4.7, 7.6] n=1000"
     assert cell(tmp_path, "LLaVA1.5-7B", "open_world", "flowers") == "missing (5.9)"
 
 
@@ -83,6 +83,7 @@ def test_of_several_runs_the_largest_counts_and_the_others_are_noted(tmp_path):
     make_run(tmp_path / "unfinished", 200, 200, finish=False)
     scores, notes = collect_scores(tmp_path, "main_results", "table1")
     assert {score.n for score in scores} == {100}
+    assert any("its 200 rows" in note for note in notes)
     assert len(notes) == 2 and "several runs" in notes[0] + notes[1] and "unfinished" in notes[0] + notes[1]
 
 
@@ -92,12 +93,12 @@ def test_the_script_writes_three_forms_that_agree(tmp_path, capsys):
     main, args = script("main_results/table.py").main, script("main_results/table.py").Args
     main(args(outputs=tmp_path))
     printed = capsys.readouterr().out
-    assert "6.0 [4.7, 7.6] (5.9, +0.1, inside)" in printed and "20_classes" not in printed
+    assert "6.0 [4.7, 7.6] n=1000 (5.9, +0.1, inside)" in printed and "20_classes" not in printed
     assert "nan" not in printed
     long = pd.read_csv(tmp_path / "table1.csv")
     row = long[(long["model"] == "LLaVA1.5-7B") & (long["dataset"] == "flowers") & (long["metric"] == "accuracy")]
     assert row[row["setting"] == "open_world"][["value", "paper", "n"]].to_numpy().tolist() == [[6.0, 5.9, 1000]]
-    assert "6.0 [4.7, 7.6] (5.9, +0.1, inside)" in (tmp_path / "table1.tex").read_text()
+    assert "6.0 [4.7, 7.6] n=1000 (5.9, +0.1, inside)" in (tmp_path / "table1.tex").read_text()
     assert markdown(pd.DataFrame({"a": [1.0, None]})).splitlines()[-1].strip("| ") == ""
     main(args(outputs=tmp_path, format="latex"))
     assert capsys.readouterr().out.startswith("\\begin{tabular}")

@@ -7,6 +7,7 @@ from conftest import run_script
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vlmclassifier.models import MINIATURE, MODELS
+from vlmclassifier.records import UserError
 from vlmclassifier.tiny import make_tiny
 
 VLMS = {"llava-1.5-7b": "Llava", "llava-1.5-13b": "Llava", "blip2-2.7b": "Blip2"}
@@ -48,4 +49,9 @@ def test_the_script_writes_one_and_refuses_others(tmp_path):
     run_script("scripts/make_tiny_model.py", "--model", "blip2-2.7b", "--out", tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors").exists()
     wrong = run_script("scripts/make_tiny_model.py", "--model", "gpt-9", "--out", tmp_path / "n", check=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not a miniature"):
+        make_tiny(MODELS["blip2-2.7b"], tmp_path / "mine")
+    assert make_tiny(MODELS["blip2-2.7b"], tmp_path / "m") == tmp_path / "m"  # its own kind is replaced
     assert wrong.returncode == 1 and "no miniature of 'gpt-9'" in wrong.stderr

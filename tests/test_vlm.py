@@ -148,6 +148,9 @@ def test_an_incomplete_checkpoint_is_refused(tiny, tmp_path):
     save_file({k: v for k, v in weights.items() if k != gone}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="1 weights such as .*linear_1.weight are missing"):
         load_vlm("llava-1.5-7b", folder)
+    save_file({k: v[:5].clone() for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="cannot be loaded"):  # another shape
+        load_vlm("llava-1.5-7b", folder)
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_vlm("llava-1.5-7b", folder)
@@ -163,6 +166,16 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(tiny, pictures,
     assert "2048" in record["not_applicable"] and rows == []
 
 
+def test_the_open_world_is_checked_too(tiny, pictures, tmp_path):
+    with pytest.raises(ContextError, match="answer up to 2100, .* is 2048"):
+        classify(tmp_path, tiny, pictures, model="blip2-2.7b", max_new_tokens=2100)
+
+
+def test_another_models_folder_is_refused(tiny):
+    with pytest.raises(UserError, match="holds a blip-2 model, but llava-1.5-7b is of type llava"):
+        load_vlm("llava-1.5-7b", tiny / "blip2-2.7b")
+
+
 def test_bfloat16_runs_and_a_missing_gpu_is_named(tiny, pictures, tmp_path):
     rows = classify(tmp_path, tiny, pictures, dtype="bfloat16", limit=4)
     assert len(rows) == 4 and read_run(tmp_path)[0]["config"]["dtype"] == "bfloat16"
@@ -171,3 +184,10 @@ def test_bfloat16_runs_and_a_missing_gpu_is_named(tiny, pictures, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="sees no CUDA GPU"):
             classify(tmp_path / "b", tiny, pictures, device="cuda")
+    with pytest.raises(UserError, match="--device gpu is no device"):
+        classify(tmp_path / "b", tiny, pictures, device="gpu")
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(UserError, match="--batch-size 0 is below 1"):
+        classify(tmp_path / "b", tiny, pictures, batch_size=0)
+    with pytest.raises(UserError, match="--max-new-tokens 0 is below 1"):
+        classify(tmp_path / "b", tiny, pictures, max_new_tokens=0)

@@ -61,7 +61,15 @@ def find_benchmark(name: str, classes: Path | None = None) -> Benchmark:
         )
     if classes is None:
         raise UserError(f"{name} needs its class list: add --classes FILE.json, a JSON array of names.")
-    return Benchmark(Path(name).stem, Path(name).stem, manifest=Path(name), classes=Path(classes))
+    manifest = Path(name)
+    if manifest.stem in BENCHMARKS:
+        raise UserError(
+            f"{name} bears the name of a registered benchmark: use --benchmark {manifest.stem} --data-root "
+            f"{manifest.parent} for the paper's classes, or rename your own manifest."
+        )
+    if not manifest.is_file():
+        raise UserError(f"The manifest {name} does not exist: data/README.md says how to write one.")
+    return Benchmark(manifest.stem, manifest.stem, manifest=manifest, classes=Path(classes))
 
 
 def class_names(benchmark: Benchmark) -> tuple[str, ...]:
@@ -114,11 +122,13 @@ def data_root(benchmark: Benchmark, given: Path | None = None) -> Path:
 def find_manifest(benchmark: Benchmark, root: Path) -> Path:
     """The manifest file: the benchmark's own, else KEY.jsonl in the data root, else data/KEY.jsonl."""
     places = [root / f"{benchmark.key}.jsonl", PROJECT_ROOT / "data" / f"{benchmark.key}.jsonl"]
-    for file in [benchmark.manifest] if benchmark.manifest else places:
+    if benchmark.manifest:
+        return benchmark.manifest
+    for file in places:
         if file.is_file():
             return file
     raise UserError(
-        f"The manifest {benchmark.manifest or f'{places[0]} (or {places[1]})'} does not exist: write it as JSON lines "
+        f"The manifest {places[0]} (or {places[1]}) does not exist: write it as JSON lines "
         'such as {"image": "a.jpg", "label": "tench", "split": "test"}; data/README.md says how.'
     )
 
@@ -145,7 +155,7 @@ def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split:
         values = _parse_row(line, where)
         index = _class_index(values, positions, where)
         image, row_split = values["image"], values["split"]
-        if image in examples or splits.get(image):
+        if image in splits:
             raise UserError(f"{where}: the image {image} stands in an earlier row too: keep one of them.")
         splits[image] = row_split
         if split in ("all", row_split):
@@ -226,10 +236,8 @@ def load_evaluation(
 ) -> Evaluation:
     """Everything that --benchmark, --classes, --data-root, --split and --limit say, checked before any model loads.
 
-    Raises UserError for any of the mistakes named in this module, and for a limit below 1.
+    Raises UserError for any of the mistakes named in this module.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit} leaves no picture: give a number of at least 1.")
     benchmark = find_benchmark(name, classes)
     names = class_names(benchmark)
     folder = data_root(benchmark, root)

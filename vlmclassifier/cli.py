@@ -52,6 +52,13 @@ def fail(sentence: str, code: int = 1) -> None:
     os._exit(code)
 
 
+def check_positive(**values: int | None) -> None:
+    """Raise UserError for a number below 1; None stands for a default."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} is below 1: give a larger number.")
+
+
 def is_main_process() -> bool:
     """Whether this process does the talking among those of one launcher."""
     return os.environ.get("RANK", "0") == "0"

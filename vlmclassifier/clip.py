@@ -1,6 +1,8 @@
 """CLIP through open_clip: three verbs, `encode_images`, `class_features`, `classify`."""
 
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
+from vlmclassifier.devices import resolve_device, resolve_dtype
 from vlmclassifier.models import ModelSpec, find_model, hub_error, local_checkpoint
 from vlmclassifier.prompts import CAPTION
 from vlmclassifier.records import UserError
-from vlmclassifier.vlm import resolve_device, resolve_dtype
 
 TEXT_BATCH = 256
 
@@ -49,7 +52,7 @@ class CLIP:
         The text is cut to the longest prompt where attention is causal: what stands behind the end token is never read.
         """
         input_ids = self.tokenizer([caption.format(name) for name in names])  # [classes, context]
-        with _causal_text_cut(self.model.text, int((input_ids != 0).sum(dim=1).max())) as length:
+        with _causal_text_cut(self.model.text, int(input_ids.nonzero()[:, 1].max()) + 1) as length:
             chunks = input_ids[:, :length].split(TEXT_BATCH)
             features = [self.model.encode_text(chunk.to(self.device)) for chunk in chunks]
         return F.normalize(torch.cat(features).float(), dim=-1)
@@ -92,12 +95,16 @@ def _causal_text_cut(text: torch.nn.Module, length: int) -> Iterator[int | None]
 def load_clip(model: str, weights: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> CLIP:
     """Load a registered model or any open_clip NAME/TAG from a local file or folder, paths.toml or the hub.
 
-    A folder holds open_clip_config.json and safetensors; a file belongs to the architecture NAME, pickles are opened
-    with weights_only=True. Raises UserError when the weights are missing, unsafe, unfit or out of reach.
+    A folder holds open_clip_config.json and safetensors; a file belongs to the architecture NAME: safetensors, a pickle
+    (opened with weights_only=True) or OpenAI's own TorchScript archives. Raises
+    UserError when the weights are missing, unsafe, unfit or out of reach.
     """
     spec = find_model(model, "clip")
     checkpoint = checkpoint_path(spec, Path(weights) if weights else None)
     architecture, _, tag = spec.source.partition("/")
+    if _is_torchscript(checkpoint):
+        with tempfile.TemporaryDirectory() as folder:
+            return load_clip(model, _weights_of_torchscript(checkpoint, Path(folder)), device, dtype)
     name, file = (f"local-dir:{checkpoint.resolve()}", None) if checkpoint.is_dir() else (architecture, str(checkpoint))
     place = resolve_device(device)
     precision = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}[resolve_dtype(dtype, place)]
@@ -119,6 +126,21 @@ def load_clip(model: str, weights: str | Path | None = None, device: str = "auto
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"The weights {checkpoint} do not load as {spec.key} ({first_line}).") from error
     return CLIP(network, preprocess, tokenizer, spec)
+
+
+def _is_torchscript(checkpoint: Path) -> bool:
+    if not checkpoint.is_file() or not zipfile.is_zipfile(checkpoint):
+        return False
+    with zipfile.ZipFile(checkpoint) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _weights_of_torchscript(checkpoint: Path, folder: Path) -> Path:
+    """The weights of a TorchScript archive as safetensors: open_clip with weights_only=True refuses the archive."""
+    state = torch.jit.load(checkpoint, map_location="cpu").state_dict()
+    others = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # settings and a constant
+    save_file({k: v.contiguous() for k, v in state.items() if k not in others}, folder / "weights.safetensors")
+    return folder / "weights.safetensors"
 
 
 def checkpoint_path(spec: ModelSpec, weights: Path | None = None) -> Path:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
-from threading import Thread
+from threading import Semaphore, Thread
 from typing import TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -59,8 +59,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: `convert` would clip at 255
-        image = image.point(lambda value: value / 256).convert("L")
+    if image.mode.startswith("I"):  # 16-bit grey: `convert` to 8 bits would clip at 255
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -70,14 +70,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def prefetch(items: Iterator[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]]:
     """Yield (item, load(item)) while a background thread already loads the next.
 
-    `items` is advanced in that thread too, so an iterator that waits does not hold up the work in hand. The thread is a
-    daemon: an error in the caller ends the process even while `items` waits.
+    `items` is advanced in that thread too, one ahead of the caller, so an iterator that waits does not hold up the work
+    in hand. The thread is a daemon: an error in the caller ends the process even while `items` waits.
     """
-    ready: Queue = Queue(maxsize=1)
+    ready: Queue = Queue()
+    ahead = Semaphore(1)
 
     def fill() -> None:
         try:
-            for item in items:
+            while ahead.acquire() and (item := next(items, ready)) is not ready:
                 ready.put((item, load(item)))
             ready.put(None)
         except BaseException as error:  # raised again in the caller's thread
@@ -87,4 +88,5 @@ def prefetch(items: Iterator[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]
     while (got := ready.get()) is not None:
         if isinstance(got, BaseException):
             raise got
+        ahead.release()
         yield got

@@ -21,15 +21,16 @@ class ModelSpec:
     kind: Literal["vlm", "clip"]
     source: str  # vlm: the hub id for transformers; clip: NAME/TAG for open_clip
     paper_name: str | None = None
-    template: str | None = None  # a key of prompts.TEMPLATES; None: the processor's own chat template
+    architecture: str | None = None  # vlm: the model_type of its config.json
+    template: str | None = None  # vlm: a key of prompts.TEMPLATES
 
 
 MODELS = {
     spec.key: spec
     for spec in (
-        ModelSpec("llava-1.5-7b", "vlm", "llava-hf/llava-1.5-7b-hf", "LLaVA1.5-7B", "llava-1.5"),
-        ModelSpec("llava-1.5-13b", "vlm", "llava-hf/llava-1.5-13b-hf", "LLaVA1.5-13B", "llava-1.5"),
-        ModelSpec("blip2-2.7b", "vlm", "Salesforce/blip2-opt-2.7b", "BLIP2-2.7B", "blip"),
+        ModelSpec("llava-1.5-7b", "vlm", "llava-hf/llava-1.5-7b-hf", "LLaVA1.5-7B", "llava", "llava-1.5"),
+        ModelSpec("llava-1.5-13b", "vlm", "llava-hf/llava-1.5-13b-hf", "LLaVA1.5-13B", "llava", "llava-1.5"),
+        ModelSpec("blip2-2.7b", "vlm", "Salesforce/blip2-opt-2.7b", "BLIP2-2.7B", "blip-2", "blip"),
         ModelSpec("clip-vit-l-336", "clip", "ViT-L-14-336-quickgelu/openai", "CLIP-L"),
         ModelSpec("eva-clip-g", "clip", "EVA01-g-14-plus/merged2b_s11b_b114k", "EVA-G"),
     )
@@ -107,9 +108,15 @@ def hub_error(spec: ModelSpec, error: Exception) -> UserError:
 
 
 def is_miniature(checkpoint: Path) -> bool:
-    """Whether a checkpoint's config marks it as a miniature (random or mini weights)."""
+    """Whether a checkpoint's config marks it as a miniature (random or mini weights).
+
+    Raises UserError for a config that is not JSON.
+    """
     for name in ("config.json", "open_clip_config.json"):
         file = checkpoint / name
         if file.is_file():
-            return bool(json.loads(file.read_text(encoding="utf-8")).get(MINIATURE))
+            try:
+                return bool(json.loads(file.read_text(encoding="utf-8")).get(MINIATURE))
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{file} is not a JSON object ({error}): save or download it again.") from None
     return False

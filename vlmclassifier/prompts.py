@@ -71,6 +71,11 @@ def build_question(
     return Question(f"{text} Choose one from {listed}.", choices, example.label)
 
 
+def new_tokens(chain_of_thought: bool) -> int:
+    """The paper's limit of new tokens (section 1)."""
+    return 512 if chain_of_thought else 64
+
+
 def setting_name(
     candidates: str, wording: str = "base", order: str = "random", chain_of_thought: bool = False, seed: int = 0
 ) -> str:

@@ -1,12 +1,13 @@
 """A run folder: {run.json, predictions.jsonl}, safe against crashes and shared by any number of processes.
 
-Every process appends its rows to a part file of its own, in a lease of one batch at a time. A lease is an advisory lock
-(`fcntl.lockf`) on one byte of `.lock`, which the operating system releases when its holder dies; the rows are the only
-record of what is done. So start the same command as often as you like, at the same time or after a crash: the processes
-share the work, and the last one to finish merges the parts in the evaluation order.
+Every process appends its rows to a part file of its own and works in leases of one batch (two are held while the next
+one is prefetched). A lease is an advisory lock (`fcntl.lockf`) on one byte of `.lock`, which the operating system
+releases when its holder dies; the rows are the only record of what is done. So start the same command as often as you
+like, at the same time or after a crash: the processes share the work, and the last one to finish merges the parts in
+the evaluation order.
 """
 
-import errno
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -39,7 +40,8 @@ class Run:
         self.done: set[str] = set()
         self._offsets: dict[Path, tuple[int, int]] = {}  # file -> (inode, bytes read)
         self._leases: dict[int, set[str]] = {}  # leases held -> ids still to be recorded
-        self._guard = threading.Lock()  # `pending` may run in a prefetch thread beside `append`
+        self._merged: tuple[int, int] | None = None  # inode and time of predictions.jsonl when it was last seen
+        self._guard = threading.RLock()  # `pending` may run in a prefetch thread beside `append`
         self._locks = open(folder / ".lock", "a+b")  # noqa: SIM115 - held until `finish`; closing drops every lock
         self._part: Any = None
         self._disk = ThreadPoolExecutor(max_workers=1)
@@ -53,7 +55,8 @@ class Run:
     def pending(self, batch_size: int) -> Iterator[list[str]]:
         """Yield lists of example ids that nobody has answered or is working on, until every id has a row.
 
-        Waits at the end for other processes; a lease that its holder lost (by dying) is taken over.
+        Waits at the end for other processes; a lease that its holder lost (by dying) is taken over. Processes of other
+        batch sizes cut other leases: they may compute a row twice, but the merged file has it once.
         """
         todo = {start: self.order[start : start + batch_size] for start in range(0, len(self.order), batch_size)}
         while todo:
@@ -80,7 +83,7 @@ class Run:
         """
         self._wait_for_disk()
         if self._part is None:
-            self._part = self._open_part()
+            self._open_part()
         self._part.write("".join(map(to_line, predictions)).encode())
         self._part.flush()
         ids = {prediction.example_id for prediction in predictions}
@@ -127,13 +130,15 @@ class Run:
         parts = [file for file in map(_lock_file, self._part_files()) if file]
         rows: dict[str, Prediction] = {}
         for file in [self.folder / "predictions.jsonl", *self._part_files()]:
-            for prediction in _read_rows(file):
+            for prediction in _rows_from(file, 0)[0] if file.exists() else []:
                 rows.setdefault(prediction.example_id, prediction)
         ordered = [rows.pop(i) for i in self.order if i in rows] + list(rows.values())
-        _replace(self.folder / "predictions.jsonl", "".join(map(to_line, ordered)))
-        record = _read_record(self.folder / "run.json")
-        if self.complete and record["finished"] is None:
-            _write_record(self.folder, record | {"finished": _now(), "rows": len(ordered)})
+        if parts or not (self.folder / "predictions.jsonl").exists():
+            _replace(self.folder / "predictions.jsonl", "".join(map(to_line, ordered)))
+        record = _read_record(self.folder / "run.json") | {"rows": len(ordered)}
+        if record["finished"] is None and len(ordered) >= record["target"]:
+            record["finished"] = _now()
+        _write_record(self.folder, record)
         for file in parts:
             os.unlink(file.name)
             file.close()
@@ -142,41 +147,43 @@ class Run:
     def _part_files(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.jsonl"))
 
-    def _open_part(self) -> Any:
-        """The first part file that no living process holds, its torn last line dropped."""
+    def _open_part(self) -> None:
+        """Take the first part file that no living process holds: its torn last line goes, its rows are known."""
         self._lock_byte(FOLDER_LOCK, wait=True)
         try:
-            number = 0
-            while (file := _lock_file(self.folder / f"part-{number}.jsonl", create=True)) is None:
-                number += 1
-            data = file.read()
-            whole = data.rfind(b"\n") + 1
-            file.truncate(whole)
-            file.seek(whole)
-            self._offsets[Path(file.name)] = (os.fstat(file.fileno()).st_ino, whole)
-            return file
+            with self._guard:  # a reader that closed this file would drop its lock where NFS emulates flock
+                number = 0
+                while (file := _lock_file(self.folder / f"part-{number}.jsonl")) is None:
+                    number += 1
+                rows, whole = _rows_from(Path(file.name), 0, file.read())
+                file.truncate(whole)
+                file.seek(whole)
+                self.done.update(row.example_id for row in rows)
+                self._part = file
         finally:
             self._unlock_byte(FOLDER_LOCK)
 
     def _read_new_rows(self) -> None:
         """Learn which ids have rows by now, in the merged file and in everybody's parts."""
-        own = Path(self._part.name) if self._part is not None else None
-        for file in [self.folder / "predictions.jsonl", *self._part_files()]:
-            if file == own:  # closing a second handle would drop the lock on it
-                continue
-            try:
-                stat = file.stat()
-                inode, offset = self._offsets.get(file, (stat.st_ino, 0))
-                if inode != stat.st_ino or stat.st_size < offset:
-                    offset = 0
-                if stat.st_size == offset:
+        with self._guard:
+            merged, own = self.folder / "predictions.jsonl", self._part and Path(self._part.name)
+            seen = (merged.stat().st_ino, merged.stat().st_mtime_ns) if merged.exists() else None
+            if seen != self._merged:  # parts were merged and removed: a new one may have an old one's inode
+                self._offsets.clear()
+                self._merged = seen
+            for file in [merged, *self._part_files()]:
+                if file == own:
                     continue
-                new, offset = _rows_from(file, offset)
-            except FileNotFoundError:  # merged by another process since it was listed
-                continue
-            self._offsets[file] = (stat.st_ino, offset)
-            with self._guard:
-                self.done.update(prediction.example_id for prediction in new)
+                try:
+                    stat = file.stat()
+                    inode, offset = self._offsets.get(file, (stat.st_ino, 0))
+                    offset = offset if inode == stat.st_ino and stat.st_size >= offset else 0
+                    if stat.st_size > offset:
+                        rows, offset = _rows_from(file, offset)
+                        self.done.update(row.example_id for row in rows)
+                        self._offsets[file] = (stat.st_ino, offset)
+                except FileNotFoundError:  # merged by another process since it was listed
+                    continue
 
     def _lock_byte(self, byte: int, wait: bool = False) -> bool:
         try:
@@ -184,9 +191,9 @@ class Run:
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK) and os.environ.get("WORLD_SIZE", "1") == "1":
-                return True  # a file system without locks serves one process
-            raise UserError(f"{self.folder} is on a file system without locks ({error}): use one process.") from None
+            raise UserError(
+                f"{self.folder} is on a file system without locks ({error}): choose another --out."
+            ) from None
         return True
 
     def _unlock_byte(self, byte: int) -> None:
@@ -203,34 +210,59 @@ def open_run(folder: Path, config: dict[str, Any], order: Sequence[str]) -> Run:
     run = Run(folder, order)
     run._lock_byte(FOLDER_LOCK, wait=True)
     try:
-        file = folder / "run.json"
+        run._read_new_rows()
+        file, session = folder / "run.json", {"versions": versions(), "git_commit": git_commit()}
         if file.exists():
             record = _read_record(file)
             _refuse_difference(folder, record["config"], config)
+        elif run.done:
+            raise UserError(f"{folder} holds rows but no run.json to say what they are: move the folder away.")
         else:
-            record = {"config": config, "started": _now(), "finished": None, "rows": 0}
-        run._read_new_rows()
-        if not file.exists() or not run.complete:
+            record = {"config": config, "started": _now(), "finished": None, "rows": 0, "target": 0, "sessions": []}
+        if len(order) > record["target"]:  # a larger limit goes on; a smaller one does not shrink the run
+            record |= {"config": config, "target": len(order), "finished": None}
+        if not run.complete:
             record.pop("not_applicable", None)
-            record |= {"config": config, "finished": None, "versions": versions(), "git_commit": git_commit()}
-            _write_record(folder, record)
+            if session not in record["sessions"]:
+                record["sessions"].append(session)
+        _write_record(folder, record)
     finally:
         run._unlock_byte(FOLDER_LOCK)
     return run
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record (run.json) of a run folder. Raises UserError when it cannot be read."""
+    return _read_record(folder / "run.json")
+
+
 def read_run(folder: Path) -> tuple[dict[str, Any], list[Prediction]]:
     """The record (run.json) and the merged rows of a run folder. Raises UserError when either cannot be read."""
-    return _read_record(folder / "run.json"), _read_rows(folder / "predictions.jsonl")
+    rows = folder / "predictions.jsonl"
+    return read_record(folder), _rows_from(rows, 0)[0] if rows.exists() else []
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """SHA-256 over the names and contents of a checkpoint's files: the same on every machine, whatever the path."""
+    """SHA-256 over the names and contents of a checkpoint's files: the same on every machine, whatever the path.
+
+    A file's digest is remembered in the user's cache folder by path, size and time of change, so that a launcher that
+    skips finished runs does not read every checkpoint again.
+    """
     files = [checkpoint] if checkpoint.is_file() else sorted(f for p in CHECKPOINT_FILES for f in checkpoint.glob(p))
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vlmclassifier" / "digests"
 
     def digest(file: Path) -> str:
+        stat = file.stat()
+        identity = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+        known = cache / hashlib.sha256(identity.encode()).hexdigest()
+        if known.is_file() and len(text := known.read_text()) == 64:
+            return text
         with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            value = hashlib.file_digest(stream, "sha256").hexdigest()
+        with contextlib.suppress(OSError):  # a cache that cannot be written is no mistake
+            cache.mkdir(parents=True, exist_ok=True)
+            known.write_text(value)
+        return value
 
     with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
         lines = [f"{file.name} {value}\n" for file, value in zip(files, pool.map(digest, files), strict=True)]
@@ -266,24 +298,23 @@ def _short(value: Any) -> str:
 def _read_record(file: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        return {"config": {}, "finished": None} | record
+        return {"config": {}, "finished": None, "rows": 0, "target": 0, "sessions": []} | record
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}): mend it or move the run folder away.") from None
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    _replace(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    if not (folder / "run.json").exists() or (folder / "run.json").read_text(encoding="utf-8") != text:
+        _replace(folder / "run.json", text)
 
 
-def _read_rows(file: Path) -> list[Prediction]:
-    return _rows_from(file, 0)[0] if file.exists() else []
-
-
-def _rows_from(file: Path, offset: int) -> tuple[list[Prediction], int]:
+def _rows_from(file: Path, offset: int, data: bytes | None = None) -> tuple[list[Prediction], int]:
     """Whole rows after byte `offset`, and the offset behind the last of them: a torn last line is not read."""
-    with open(file, "rb") as stream:
-        stream.seek(offset)
-        data = stream.read()
+    if data is None:
+        with open(file, "rb") as stream:
+            stream.seek(offset)
+            data = stream.read()
     whole = data.rfind(b"\n") + 1
     rows = []
     for number, line in enumerate(data[:whole].splitlines(), start=1):
@@ -295,16 +326,14 @@ def _rows_from(file: Path, offset: int) -> tuple[list[Prediction], int]:
     return rows, offset + whole
 
 
-def _lock_file(path: Path, create: bool = False) -> Any:
-    """The file, opened and locked for as long as it is open; None when another process holds it."""
-    file = open(path, "r+b" if not create or path.exists() else "w+b")  # noqa: SIM115
+def _lock_file(path: Path) -> Any:
+    """The file, opened (made where absent) and locked for as long as it is open; None when another process holds it."""
+    file = open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
-    except OSError:  # no locks here: `_lock_byte` has already decided that one process may work
-        return file
     return file
 
 

@@ -17,7 +17,11 @@ def contains(prediction: Prediction) -> bool:
 
 def exact(prediction: Prediction) -> bool:
     """The answer is the label, letter case, outer white space and a final full stop aside. Identity by name."""
-    return prediction.output.strip().removesuffix(".").strip().lower() == prediction.label.lower()
+    return _bare(prediction.output) == _bare(prediction.label)
+
+
+def _bare(text: str) -> str:
+    return text.strip().removesuffix(".").strip().lower()
 
 
 def empty(prediction: Prediction) -> bool:

@@ -12,7 +12,7 @@ from vlmclassifier.models import MODELS
 from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.prompts import setting_name
 from vlmclassifier.records import Score, UserError
-from vlmclassifier.runs import read_run
+from vlmclassifier.runs import read_record, read_run
 from vlmclassifier.scoring import score_predictions
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 OUTPUTS = Path(os.environ.get("VLMCLASSIFIER_OUTPUTS", PROJECT_ROOT / "outputs"))  # another disk, say
 KEYS = ["model", "setting", "dataset"]
 LEGEND = (
-    "Cells: ours in percent [95% Wilson interval] (paper's number, difference in points, whether the paper's number "
-    "lies inside our interval). missing: not run yet. N/A: neither we nor the paper have it. Marked rows "
-    "(miniature: random or mini weights; split: not the test split) are never compared with the paper."
+    "Cells: ours in percent [95% Wilson interval] n=pictures (paper's number, difference in points, whether the "
+    "paper's number lies inside our interval). missing: not run yet. N/A: neither we nor the paper have it. Marked "
+    "rows (miniature: random or mini weights; split: not the test split) are never compared with the paper."
 )
 
 
@@ -37,11 +37,11 @@ def run_scores(folder: Path, section: str, table: str) -> list[Score]:
         asked = ("candidates", "wording", "order", "chain_of_thought", "seed")
         setting = setting_name(**{key: config[key] for key in asked if key in config})
         rows = score_predictions(predictions, config["classes"], config["kind"])
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+        benchmark = BENCHMARKS.get(config["benchmark"])
+        test_split = benchmark.test_split if benchmark else "test"
+        marks = ["miniature"] * config["miniature"] + [f"split {config['split']}"] * (config["split"] != test_split)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{folder / 'run.json'} is not a finished run ({error!r}): move the folder away.") from None
-    benchmark = BENCHMARKS.get(config["benchmark"])
-    test_split = benchmark.test_split if benchmark else "test"
-    marks = ["miniature"] * config["miniature"] + [f"split {config['split']}"] * (config["split"] != test_split)
     if marks:  # another name: never joined with the paper's rows
         model += f" ({', '.join(marks)})"
     return [Score(section, table, model, setting, config["benchmark"], *row) for row in rows]
@@ -55,12 +55,12 @@ def collect_scores(outputs: Path, section: str, table: str) -> tuple[list[Score]
     best: dict[tuple[str, str, str], tuple[int, str, list[Score]]] = {}
     notes = []
     for file in sorted(outputs.glob("*/run.json")):
-        record, _ = read_run(file.parent)
+        record = read_record(file.parent)
         if "not_applicable" in record:
             notes.append(f"{file.parent.name} is N/A: {record['not_applicable']}")
             continue
         if record["finished"] is None:
-            notes.append(f"{file.parent.name} is unfinished: repeat its command to finish it.")
+            notes.append(f"{file.parent.name} is unfinished: repeat its command to finish its {record['target']} rows.")
             continue
         scores = run_scores(file.parent, section, table)
         key = (scores[0].model, scores[0].setting, scores[0].dataset)
@@ -151,7 +151,7 @@ def _base(model: str) -> str:
 def _cell(row: object) -> str:
     if row.value != row.value:  # NaN: only the paper has it
         return f"missing ({row.paper:.1f})"
-    text = f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}]"
+    text = f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}] n={row.n:.0f}"
     if row.paper == row.paper:
         text += f" ({row.paper:.1f}, {row.difference:+.1f}, {'inside' if row.inside else 'outside'})"
     return text

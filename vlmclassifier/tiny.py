@@ -6,6 +6,8 @@ They classify nothing; they let every path be tried offline in seconds. Each fol
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,8 +27,9 @@ from transformers import (
 )
 
 from vlmclassifier.benchmarks import BENCHMARKS, class_names
-from vlmclassifier.models import MINIATURE, ModelSpec
+from vlmclassifier.models import MINIATURE, ModelSpec, is_miniature
 from vlmclassifier.prompts import TEMPLATES, THOUGHT, WORDINGS
+from vlmclassifier.records import UserError
 
 IMAGE_SIZE, PATCH, WIDTH, VOCABULARY, QUERIES = 56, 14, 32, 600, 4
 VISION = {
@@ -36,17 +39,31 @@ VISION = {
 
 
 def make_tiny(spec: ModelSpec, out: Path, seed: int = 0) -> Path:
-    """Write the miniature of a registered model to the folder `out`; the same seed gives the same bytes."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write the miniature of a registered model to the folder `out`; the same seed gives the same bytes.
+
+    The folder appears when it is whole. Raises UserError where no miniature of the architecture is known, and where
+    `out` holds anything but an older miniature.
+    """
+    if spec.kind == "vlm" and spec.architecture not in VLM_BUILDERS:
+        raise UserError(f"There is no miniature of {spec.key}: {spec.architecture} has no builder in tiny.py.")
+    if out.exists() and any(out.iterdir()) and not is_miniature(out):
+        raise UserError(f"{out} holds something that is not a miniature: choose another --out.")
+    out.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    if spec.kind == "clip":
-        _make_open_clip(spec, out)
-    else:
-        model, processor = VLM_BUILDERS[spec.template]()
-        redraw_weights(model, seed)
-        model.save_pretrained(out)
-        processor.save_pretrained(out)
-        _mark(out / "config.json")
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        work = Path(folder) / out.name
+        work.mkdir()
+        if spec.kind == "clip":
+            _make_open_clip(spec, work)
+        else:
+            model, processor = VLM_BUILDERS[spec.architecture]()
+            redraw_weights(model, seed)
+            model.save_pretrained(work)
+            processor.save_pretrained(work)
+            _mark(work / "config.json")
+        if out.exists():
+            shutil.rmtree(out)
+        work.rename(out)
     return out
 
 
@@ -135,7 +152,7 @@ def _make_blip2() -> tuple[Blip2ForConditionalGeneration, Blip2Processor]:
     return Blip2ForConditionalGeneration(config), Blip2Processor(image_processor, tokenizer, num_query_tokens=QUERIES)
 
 
-VLM_BUILDERS = {"llava-1.5": _make_llava, "blip": _make_blip2}  # by ModelSpec.template
+VLM_BUILDERS = {"llava": _make_llava, "blip-2": _make_blip2}  # by ModelSpec.architecture
 
 
 def _make_open_clip(spec: ModelSpec, out: Path) -> None:

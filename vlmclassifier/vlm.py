@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from vlmclassifier.devices import resolve_device, resolve_dtype
 from vlmclassifier.models import ModelSpec, checkpoint_folder, find_model
-from vlmclassifier.prompts import TEMPLATES, THOUGHT
+from vlmclassifier.prompts import TEMPLATES, THOUGHT, new_tokens
 from vlmclassifier.records import ContextError, UserError
 
 GPU_SHARE = 0.8  # of a GPU's free memory for weights; the rest is for activations and the cache
@@ -29,13 +30,9 @@ class VLM:
         _decode_greedily(self.model, self.processor.tokenizer)
 
     def prompt(self, question: str, chain_of_thought: bool = False) -> str:
-        """The whole text for one question: the paper's template, else the processor's own (paper section 1)."""
-        if self.spec.template is not None:
-            thought = THOUGHT if chain_of_thought else ""
-            return TEMPLATES[self.spec.template].format(question=question, thought=thought)
-        content = [{"type": "image"}, {"type": "text", "text": question + (THOUGHT if chain_of_thought else "")}]
-        conversation = [{"role": "user", "content": content}]
-        return self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        """The whole text for one question in the model's template (paper section 1)."""
+        thought = THOUGHT if chain_of_thought else ""
+        return TEMPLATES[self.spec.template].format(question=question, thought=thought)
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
         """Processor output on the CPU: input_ids [batch, tokens], padded on the left, pixel_values and the rest.
@@ -66,11 +63,11 @@ class VLM:
         inputs = self.prepare([image], [self.prompt(question, chain_of_thought)])
         return self.generate(inputs, new_tokens(chain_of_thought))[0].strip()
 
-    def check_context(self, prompt: str, max_new_tokens: int) -> None:
-        """Raise ContextError when a prompt and its answer do not fit into the language model's positions."""
+    def check_context(self, prompts: Sequence[str], max_new_tokens: int) -> None:
+        """Raise ContextError when the longest prompt and its answer do not fit into the language model's positions."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         blank = Image.new("RGB", (224, 224))
-        length = self.prepare([blank], [prompt])["input_ids"].shape[1]
+        length = max(self.prepare([blank], [prompt])["input_ids"].shape[1] for prompt in prompts)
         if context is not None and length + max_new_tokens > context:
             raise ContextError(
                 f"The longest prompt has {length} tokens and the answer up to {max_new_tokens}, but the context of "
@@ -86,11 +83,6 @@ class VLM:
     def _to_device(self, value: Tensor) -> Tensor:
         value = value.to(self.model.device)
         return value.to(self.model.dtype) if value.is_floating_point() else value
-
-
-def new_tokens(chain_of_thought: bool) -> int:
-    """The paper's limit of new tokens (section 1)."""
-    return 512 if chain_of_thought else 64
 
 
 def load_vlm(model: str, weights: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> VLM:
@@ -112,35 +104,23 @@ def load_vlm(model: str, weights: str | Path | None = None, device: str = "auto"
             output_loading_info=True,
         )
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"The checkpoint {folder} of {spec.key} cannot be loaded ({first_line}): save it again."
         ) from error
-    if info["missing_keys"] or info.get("mismatched_keys"):
-        names = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
+    if network.config.model_type != spec.architecture:
         raise UserError(
-            f"The checkpoint {folder} does not fit {spec.key}: {len(names)} weights such as {names[0]} are missing or "
-            "of another shape, and would be random."
+            f"The checkpoint {folder} holds a {network.config.model_type} model, but {spec.key} is of type "
+            f"{spec.architecture}: mend --weights, --model or paths.toml."
+        )
+    if info["missing_keys"]:
+        names = sorted(info["missing_keys"])
+        raise UserError(
+            f"The checkpoint {folder} does not fit {spec.key}: {len(names)} weights such as {names[0]} are missing and "
+            "would be random."
         )
     return VLM(network, processor, spec)
-
-
-def resolve_device(device: str) -> str:
-    """The torch device of --device: "auto" and "cuda" are this process's GPU (LOCAL_RANK under a launcher).
-
-    "auto" without a GPU is the CPU. Raises UserError where a GPU is asked for and torch sees none.
-    """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no CUDA GPU here; use --device cpu.")
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return "cpu" if device == "auto" else device
-
-
-def resolve_dtype(dtype: str, device: str) -> str:
-    """The name of the torch dtype of --dtype: "auto" is bfloat16 on a GPU and float32 on the CPU."""
-    return ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
 
 
 def _device_map(folder: Path, place: torch.device) -> str | dict[str, torch.device]:
