@@ -3,8 +3,9 @@
 import csv
 
 import pytest
+from conftest import run_script
 
-from vlmclassifier.models import MODELS, checkpoint_folder, find_model, is_miniature, local_checkpoint
+from vlmclassifier.models import MODELS, find_model, is_miniature, local_checkpoint
 from vlmclassifier.prompts import TEMPLATES
 from vlmclassifier.records import UserError
 
@@ -61,10 +62,16 @@ def test_weights_win_over_paths_toml(tmp_path, monkeypatch):
     assert local_checkpoint(MODELS["llava-1.5-13b"]) is None
 
 
-def test_an_unreachable_hub_points_to_a_local_copy(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="could not be fetched from the hub.*--weights.*paths.toml"):
-        checkpoint_folder(MODELS["llava-1.5-13b"])
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_an_unreachable_hub_points_to_a_local_copy(tmp_path, own, offline):
+    """Both when the hub is switched off and when nothing answers at its address."""
+    env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    flags = ["--model", "llava-1.5-13b", "--benchmark", own.manifest, "--classes", own.classes]
+    done = run_script("main_results/classify_vlm.py", *flags, env=env, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: llava-1.5-13b could not be fetched from the hub (llava-hf/llava-1.5-13b-hf: ")
+    assert "--weights" in last and "paths.toml" in last
 
 
 def test_only_marked_checkpoints_are_miniatures(tmp_path, tiny):
