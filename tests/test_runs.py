@@ -191,6 +191,17 @@ def test_a_run_is_finished_only_when_its_largest_order_is(tmp_path):
     assert record["finished"] and record["rows"] == len(rows) == 10
 
 
+def test_a_smaller_runs_merge_does_not_spoil_the_order(tmp_path):
+    larger = open_run(tmp_path, CONFIG, order(6))
+    larger.append([answer(i) for i in reversed(order(6))])
+    larger._wait_for_disk()
+    larger._part.close()
+    larger._locks.close()  # it dies with every row recorded but nothing merged
+    work(open_run(tmp_path, CONFIG | {"limit": 2}, order(2)), 2, 0)
+    work(open_run(tmp_path, CONFIG, order(6)), 2, 0)
+    assert (tmp_path / "predictions.jsonl").read_bytes() == expected(6)
+
+
 def test_rows_without_a_record_are_not_adopted(tmp_path):
     work(open_run(tmp_path, CONFIG, order(4)), 2, 0)
     (tmp_path / "run.json").unlink()

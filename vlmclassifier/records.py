@@ -1,6 +1,7 @@
 """The records that pass between the rooms of this house, each one JSON line on disk."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass, fields
 
 
@@ -77,4 +78,6 @@ def prediction_from_line(line: str) -> Prediction:
     for name in ("choices", "ranking"):
         if values[name] is not None:
             values[name] = tuple(values[name])
+    if values["choices"] is not None:  # 1,000 names in each of 50,000 rows: keep one copy of each
+        values["choices"] = tuple(map(sys.intern, values["choices"]))
     return Prediction(**values)

@@ -133,8 +133,7 @@ class Run:
             for prediction in _rows_from(file, 0)[0] if file.exists() else []:
                 rows.setdefault(prediction.example_id, prediction)
         ordered = [rows.pop(i) for i in self.order if i in rows] + list(rows.values())
-        if parts or not (self.folder / "predictions.jsonl").exists():
-            _replace(self.folder / "predictions.jsonl", "".join(map(to_line, ordered)))
+        _replace(self.folder / "predictions.jsonl", "".join(map(to_line, ordered)))
         record = _read_record(self.folder / "run.json") | {"rows": len(ordered)}
         if record["finished"] is None and len(ordered) >= record["target"]:
             record["finished"] = _now()
@@ -304,9 +303,7 @@ def _read_record(file: Path) -> dict[str, Any]:
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    if not (folder / "run.json").exists() or (folder / "run.json").read_text(encoding="utf-8") != text:
-        _replace(folder / "run.json", text)
+    _replace(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def _rows_from(file: Path, offset: int, data: bytes | None = None) -> tuple[list[Prediction], int]:
@@ -338,7 +335,9 @@ def _lock_file(path: Path) -> Any:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file so that a crash leaves either the old or the new one."""
+    """Write a file so that a crash leaves either the old or the new one; one that is the same already is left alone."""
+    if file.exists() and file.read_bytes() == text.encode():
+        return
     temporary = file.with_name(f".{file.name}.new")  # one name is enough: every caller holds the folder's lock
     with open(temporary, "w", encoding="utf-8") as stream:
         stream.write(text)
