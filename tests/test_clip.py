@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 
 import open_clip
 import pytest
@@ -122,8 +123,10 @@ def small_architecture(tmp_path, tiny):
     torch.save({"state_dict": load_file(source)}, tmp_path / "weights.pt")
     model, _, _ = open_clip.create_model_and_transforms("Small-quick", pretrained=str(source))
     inputs = (torch.zeros(1, 3, 56, 56), torch.zeros(1, 77, dtype=torch.int64))
-    traced = torch.jit.trace(model.eval(), inputs, strict=False, check_trace=False)
-    torch.jit.save(traced, tmp_path / "jit.pt")  # the form of OpenAI's own releases
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model.eval(), inputs, strict=False, check_trace=False)
+        torch.jit.save(traced, tmp_path / "jit.pt")  # the form of OpenAI's own releases
     return source, tmp_path / "weights.pt", tmp_path / "jit.pt"
 
 

@@ -244,7 +244,7 @@ def test_rows_are_synced_per_batch_and_the_lease_ends_after_that(tmp_path, monke
     monkeypatch.setattr(runs.os, "fsync", full)
     run.append([answer("picture-0.jpg")])
     with pytest.raises(OSError, match="No space left"):
-        run.append([answer("picture-1.jpg")])
+        run.finish()
 
 
 def test_a_cell_that_is_not_applicable_says_why(tmp_path):

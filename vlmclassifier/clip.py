@@ -137,7 +137,9 @@ def _is_torchscript(checkpoint: Path) -> bool:
 
 def _weights_of_torchscript(checkpoint: Path, folder: Path) -> Path:
     """The weights of a TorchScript archive as safetensors: open_clip with weights_only=True refuses the archive."""
-    state = torch.jit.load(checkpoint, map_location="cpu").state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is on its way out; the released archives stay
+        state = torch.jit.load(checkpoint, map_location="cpu").state_dict()
     others = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # settings and a constant
     save_file({k: v.contiguous() for k, v in state.items() if k not in others}, folder / "weights.safetensors")
     return folder / "weights.safetensors"

@@ -16,6 +16,7 @@ import os
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.records import Prediction, UserError, prediction_from_line, to_line
 
 FOLDER_LOCK = 1 << 40  # this byte of `.lock` guards run.json, the choice of part files and the merge
+IN_FLIGHT = 4  # batches that may be written but not yet on the disk
 EXTENDABLE = ("limit",)  # a larger limit continues the same run
 PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow")
 
@@ -45,7 +47,7 @@ class Run:
         self._locks = open(folder / ".lock", "a+b")  # noqa: SIM115 - held until `finish`; closing drops every lock
         self._part: Any = None
         self._disk = ThreadPoolExecutor(max_workers=1)
-        self._on_disk: Future | None = None
+        self._on_disk: deque[Future] = deque()  # one fsync per batch, oldest first
 
     @property
     def complete(self) -> bool:
@@ -79,9 +81,10 @@ class Run:
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Write a batch of rows; they reach the disk (fsync) while the next batch is computed, then its lease ends.
 
-        Waits for the batch before, so one at most is on its way; an error of the disk is raised here or at the end.
+        A disk that is slow for a moment holds nothing up, one that lags by IN_FLIGHT batches is waited for; an error of
+        the disk is raised here or in `finish`.
         """
-        self._wait_for_disk()
+        self._wait_for_disk(IN_FLIGHT - 1)
         if self._part is None:
             self._open_part()
         self._part.write("".join(map(to_line, predictions)).encode())
@@ -89,7 +92,7 @@ class Run:
         ids = {prediction.example_id for prediction in predictions}
         with self._guard:
             self.done |= ids
-        self._on_disk = self._disk.submit(self._make_safe, ids)
+        self._on_disk.append(self._disk.submit(self._make_safe, ids))
 
     def _make_safe(self, ids: set[str]) -> None:
         os.fsync(self._part.fileno())
@@ -100,9 +103,9 @@ class Run:
                     del self._leases[start]
                     self._unlock_byte(start)
 
-    def _wait_for_disk(self) -> None:
-        if self._on_disk is not None:
-            self._on_disk.result()
+    def _wait_for_disk(self, in_flight: int = 0) -> None:
+        while self._on_disk and (len(self._on_disk) > in_flight or self._on_disk[0].done()):
+            self._on_disk.popleft().result()
 
     def finish(self) -> list[Prediction]:
         """Merge the parts into predictions.jsonl in the evaluation order and return all its rows."""
@@ -138,6 +141,9 @@ class Run:
         if record["finished"] is None and len(ordered) >= record["target"]:
             record["finished"] = _now()
         _write_record(self.folder, record)
+        folder = os.open(self.folder, os.O_RDONLY)
+        os.fsync(folder)  # the merged file's name must be on the disk before the parts go
+        os.close(folder)
         for file in parts:
             os.unlink(file.name)
             file.close()
@@ -344,11 +350,6 @@ def _replace(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name must be on the disk before the parts that it replaces go
-    finally:
-        os.close(folder)
 
 
 def _now() -> str:
