@@ -1,10 +1,14 @@
 """Shared fixtures: miniatures on disk, pictures (real ones where they are at hand), scripts as functions."""
 
+import contextlib
+import fcntl
+import glob
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,3 +100,25 @@ def run_script(*command: object, env: dict | None = None, check: bool = True) ->
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+@contextlib.contextmanager
+def starting_line(folder: Path, processes: int):
+    """Hold every lease of a run until this many processes have opened it: they begin together on a busy machine too."""
+    folder.mkdir()
+    with open(folder / ".lock", "a+b") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1 << 30, 0)
+        yield
+        deadline = time.monotonic() + 300
+        while _holders(folder / ".lock") < processes + 1:  # this process is one
+            assert time.monotonic() < deadline, "the processes did not open the run"
+            time.sleep(0.05)
+
+
+def _holders(file: Path) -> int:
+    pids = set()
+    for link in glob.glob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # the process ended meanwhile
+            if os.readlink(link) == str(file):
+                pids.add(link.split("/")[2])
+    return len(pids)

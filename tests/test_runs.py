@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import starting_line
 from stub_run import CONFIG, answer, order, work
 
 from vlmclassifier import runs
@@ -52,7 +53,7 @@ def test_killed_twenty_times_and_resumed_gives_the_same_bytes(tmp_path):
     whole = expected(rows)
     for attempt in range(20):
         folder = tmp_path / str(attempt)
-        child, limit = start(folder, rows, 4, 0.002), rng.randrange(len(whole))
+        child, limit = start(folder, rows, 4, 0.01), rng.randrange(len(whole))
         while child.poll() is None and part_bytes(folder) < limit:
             time.sleep(0.0005)
         child.kill()
@@ -115,17 +116,19 @@ def test_a_larger_limit_goes_on_and_a_smaller_one_loses_nothing(tmp_path):
 
 
 def test_processes_share_the_work(tmp_path):
-    children = [start(tmp_path, 90, 3, 0.1) for _ in range(3)]
+    folder = tmp_path / "run"
+    with starting_line(folder, 3):
+        children = [start(folder, 90, 3, 0.1) for _ in range(3)]
     parts = set()
     while any(child.poll() is None for child in children):
-        parts |= {file.name for file in tmp_path.glob("part-*.jsonl") if file.exists()}
+        parts |= {file.name for file in folder.glob("part-*.jsonl") if file.exists()}
         time.sleep(0.005)
     outputs = [child.communicate() for child in children]
     assert [errors for _, errors in outputs] == ["", "", ""]
     assert sorted(" ".join(ids for ids, _ in outputs).split()) == sorted(order(90))  # each row once
     assert parts == {"part-0.jsonl", "part-1.jsonl", "part-2.jsonl"}
-    assert (tmp_path / "predictions.jsonl").read_bytes() == expected(90)
-    tidy(tmp_path)
+    assert (folder / "predictions.jsonl").read_bytes() == expected(90)
+    tidy(folder)
 
 
 def test_every_row_is_computed_once_by_processes_of_one_batch_size(tmp_path):

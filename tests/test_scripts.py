@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, run_script, script
+from conftest import ROOT, run_script, script, starting_line
 from test_runs import needs_mount, part_bytes, small_disk  # noqa: F401 - a fixture
 
 SCRIPTS = sorted(
@@ -125,9 +125,10 @@ def test_two_processes_under_accelerate_give_the_same_rows(tiny, pictures, tmp_p
         "--out", tmp_path / "two", "--benchmark", "flowers", "--split", "all", "--limit", "60",
         "--batch-size", "2", "--max-new-tokens", "160",
     ]  # fmt: skip
-    launched = subprocess.Popen(
-        [str(w) for w in command], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
-    )
+    with starting_line(tmp_path / "two", 2):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        words = [str(word) for word in command]
+        launched = subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     parts = set()
     while launched.poll() is None:
         parts |= {file.name for file in (tmp_path / "two").glob("part-*.jsonl")}
