@@ -65,6 +65,18 @@ def test_cutting_the_text_is_exact(key, tiny):
     assert lengths == [12]  # the longest flower's caption, of 77
 
 
+@pytest.mark.parametrize("key", KEYS)
+def test_bfloat16_is_near_float32(key, tiny, pictures):
+    """The default on a GPU, here on the CPU: both towers run, similarities stay float32."""
+    exact, rounded = (load_clip(key, tiny / key, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    images = [open_image(e.image) for e in load_evaluation("flowers", root=pictures, split="all", limit=4).examples]
+    for one, other in [
+        (exact.class_features(NAMES), rounded.class_features(NAMES)),
+        (exact.encode_images(images), rounded.encode_images(images)),
+    ]:
+        assert other.dtype == torch.float32 and 0 < (one - other).abs().max() < 0.02
+
+
 def test_class_features_are_computed_once_per_run(tiny, pictures, tmp_path, monkeypatch):
     calls, original = [], CLIP.class_features
     monkeypatch.setattr(CLIP, "class_features", lambda self, names: calls.append(len(names)) or original(self, names))

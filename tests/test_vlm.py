@@ -19,7 +19,7 @@ from vlmclassifier.benchmarks import load_evaluation
 from vlmclassifier.images import open_image
 from vlmclassifier.records import ContextError, UserError
 from vlmclassifier.runs import read_run
-from vlmclassifier.vlm import load_vlm
+from vlmclassifier.vlm import _device_map, load_vlm
 
 QUESTION = "What type of object is in this photo?"
 PLAIN = {
@@ -164,6 +164,18 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(tiny, pictures,
         classify(tmp_path, tiny, pictures, model="blip2-2.7b", benchmark="cars", candidates="all")
     record, rows = read_run(tmp_path)
     assert "2048" in record["not_applicable"] and rows == []
+
+
+@pytest.mark.parametrize(("gpus", "room", "spread"), [(1, 1, False), (2, 2, False), (2, 1, True), (8, 1.2, True)])
+def test_a_model_larger_than_one_gpu_is_spread(gpus, room, spread, tiny, monkeypatch):
+    """The choice alone: no GPU is at hand here. A launcher that deals out the GPUs is never overruled."""
+    folder, place = tiny / "llava-1.5-7b", torch.device("cuda:0")
+    free = int(room * (folder / "model.safetensors").stat().st_size)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    assert _device_map(folder, place) == ("auto" if spread else {"": place})
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert _device_map(folder, place) == {"": place}
 
 
 def test_the_open_world_is_checked_too(tiny, pictures, tmp_path):
