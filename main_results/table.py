@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmclassifier import cli
-from vlmclassifier.benchmarks import BENCHMARKS
+from vlmclassifier.benchmarks import PAPER_BENCHMARKS
 from vlmclassifier.records import UserError
 from vlmclassifier.tables import LEGEND, OUTPUTS, collect_scores, compare, details, markdown, wide_table, write_tables
 
@@ -34,7 +34,7 @@ def main(args: Args) -> None:
     scores, notes = collect_scores(args.outputs, "main_results", "table1")
     scores = [score for score in scores if score.setting in WORLDS]
     comparison = compare(scores, PAPER, "table1")
-    table = wide_table(comparison, list(BENCHMARKS), list(pd.read_csv(PAPER)["model"].unique()))
+    table = wide_table(comparison, list(PAPER_BENCHMARKS), list(pd.read_csv(PAPER)["model"].unique()))
     files = write_tables(table, comparison, args.outputs, "table1")
     if args.format != "markdown":
         print(files[("markdown", "csv", "latex").index(args.format)].read_text(encoding="utf-8"))

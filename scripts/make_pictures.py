@@ -1,6 +1,6 @@
 """Write generated stand-in pictures for the four benchmarks: coloured figures under real class names.
 
-    python scripts/make_pictures.py --out outputs/quickstart/generated/pictures
+    python scripts/make_pictures.py --out outputs/generated
 
 They let the main job run where no photographs are at hand; nothing can be learned from them. Each picture depends on
 (seed, benchmark, number) alone. Writes OUT/BENCHMARK.jsonl and OUT/BENCHMARK/NUMBER.jpg.
@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from vlmclassifier import cli
-from vlmclassifier.benchmarks import BENCHMARKS, class_names
+from vlmclassifier.benchmarks import PAPER_BENCHMARKS, class_names
 
 
 @dataclass
@@ -41,7 +41,7 @@ def draw(rng: random.Random) -> Image.Image:
 
 
 def main(args: Args) -> None:
-    for benchmark in BENCHMARKS.values():
+    for benchmark in PAPER_BENCHMARKS.values():
         folder = args.out / benchmark.key
         folder.mkdir(parents=True, exist_ok=True)
         names, rows = class_names(benchmark), []

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from vlmclassifier.benchmarks import (
-    BENCHMARKS,
+    PAPER_BENCHMARKS,
     class_names,
     evaluation_order,
     find_benchmark,
@@ -17,13 +17,13 @@ from vlmclassifier.benchmarks import (
 from vlmclassifier.records import UserError
 
 
-@pytest.mark.parametrize("key", BENCHMARKS)
+@pytest.mark.parametrize("key", PAPER_BENCHMARKS)
 def test_class_lists_equal_the_papers(labels, key):
-    assert list(class_names(BENCHMARKS[key])) == json.loads((labels / f"{key}_classes.json").read_text())
+    assert list(class_names(PAPER_BENCHMARKS[key])) == json.loads((labels / f"{key}_classes.json").read_text())
 
 
 def test_class_counts():
-    counts = {key: (len(class_names(b)), len(set(class_names(b)))) for key, b in BENCHMARKS.items()}
+    counts = {key: (len(class_names(b)), len(set(class_names(b)))) for key, b in PAPER_BENCHMARKS.items()}
     assert counts == {"imagenet": (1000, 998), "flowers": (102, 102), "cars": (196, 196), "caltech": (100, 100)}
 
 
@@ -31,7 +31,7 @@ def test_class_counts():
 def test_the_papers_manifests_load_in_the_papers_order(labels, tmp_path, key):
     text = gzip.decompress((labels / f"{key}.jsonl.gz").read_bytes()).decode()
     (tmp_path / f"{key}.jsonl").write_text(text)
-    benchmark = BENCHMARKS[key]
+    benchmark = PAPER_BENCHMARKS[key]
     examples = load_examples(benchmark, class_names(benchmark), tmp_path, "test")
     rows = [row for row in map(json.loads, text.splitlines()) if row["split"] == "test"]
     random.seed(1234)  # the paper's own lines
@@ -44,7 +44,7 @@ def test_the_papers_manifests_load_in_the_papers_order(labels, tmp_path, key):
 
 
 def test_photographs_load(realdata):
-    sizes = {key: len(load_evaluation(key, root=realdata, split="all").examples) for key in BENCHMARKS}
+    sizes = {key: len(load_evaluation(key, root=realdata, split="all").examples) for key in PAPER_BENCHMARKS}
     assert sizes == {"imagenet": 500, "flowers": 300, "cars": 300, "caltech": 300}
     assert len(load_evaluation("imagenet", root=realdata).examples) == 500  # the default split is "valid"
     assert len(load_evaluation("flowers", root=realdata).examples) == 120

@@ -9,9 +9,21 @@ from conftest import ROOT, run_script
 PACKAGE = ROOT / "vlmclassifier"
 FLOORS = [
     {"records"},
-    {"paths", "images", "benchmarks", "prompts", "models", "scoring", "runs", "tables", "cli", "plane_figures"},
+    {
+        "paths",
+        "images",
+        "benchmarks",
+        "prompts",
+        "models",
+        "scoring",
+        "runs",
+        "tables",
+        "findings",
+        "cli",
+        "plane_figures",
+    },
     {"devices", "vlm", "clip", "api"},
-    {"ranking", "probing", "finetuning", "checkpoints", "tiny"},
+    {"ranking", "probing", "finetuning", "checkpoints", "tiny", "pretraining"},
 ]
 HEAVY = {"torch", "transformers", "open_clip", "torchvision", "scipy", "pandas", "timm", "matplotlib"}
 SECTIONS = [

@@ -27,7 +27,7 @@ class Benchmark:
     classes: Path | None = None  # None: the canonical list of `class_names`
 
 
-BENCHMARKS = {
+PAPER_BENCHMARKS = {
     benchmark.key: benchmark
     for benchmark in (
         Benchmark("imagenet", "ImageNet", test_split="valid"),
@@ -36,6 +36,8 @@ BENCHMARKS = {
         Benchmark("caltech", "Caltech101"),
     )
 }
+# PlaneFigures is the embedded world: scripts/make_plane_figures.py draws it.
+BENCHMARKS = PAPER_BENCHMARKS | {"plane_figures": Benchmark("plane_figures", "PlaneFigures")}
 
 FLOWER_RENAMES = {
     "globe-flower": "globe flower",
@@ -82,6 +84,10 @@ def class_names(benchmark: Benchmark) -> tuple[str, ...]:
     if benchmark.key == "flowers" and benchmark.classes is None:
         names = _literal_of("torchvision", "datasets/flowers102.py", "classes")
         return tuple(FLOWER_RENAMES.get(name, name) for name in names)
+    if benchmark.key == "plane_figures" and benchmark.classes is None:
+        from vlmclassifier.plane_figures.figures import FIGURES
+
+        return tuple(FIGURES)
     file = benchmark.classes or Path(__file__).parent / "class_names" / f"{benchmark.key}.json"
     try:
         names = json.loads(file.read_text(encoding="utf-8"))

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlmclassifier.benchmarks import BENCHMARKS, class_names
+from vlmclassifier.benchmarks import PAPER_BENCHMARKS, class_names
 from vlmclassifier.models import MINIATURE, ModelSpec, is_miniature
 from vlmclassifier.prompts import TEMPLATES, THOUGHT, WORDINGS
 from vlmclassifier.records import UserError
@@ -44,6 +44,8 @@ def make_tiny(spec: ModelSpec, out: Path, seed: int = 0) -> Path:
     The folder appears when it is whole. Raises UserError where no miniature of the architecture is known, and where
     `out` holds anything but an older miniature.
     """
+    if spec.source is None:
+        raise UserError(f"{spec.key} is a miniature itself: training_analysis/pretrain_mini.py trains it.")
     if spec.kind == "vlm" and spec.architecture not in VLM_BUILDERS:
         raise UserError(f"There is no miniature of {spec.key}: {spec.architecture} has no builder in tiny.py.")
     if out.exists() and any(out.iterdir()) and not is_miniature(out):
@@ -91,7 +93,7 @@ def redraw_weights(model: nn.Module, seed: int = 0) -> None:
 
 def train_tokenizer(special: Iterable[str], bos: str, eos: str, pad: str, **named: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 600 tokens trained on the class names and prompts, with a begin token in front of a text."""
-    texts = [name for benchmark in BENCHMARKS.values() for name in class_names(benchmark)]
+    texts = [name for benchmark in PAPER_BENCHMARKS.values() for name in class_names(benchmark)]
     texts += [*WORDINGS.values(), *TEMPLATES.values(), THOUGHT]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
