@@ -5,7 +5,7 @@ import csv
 import pytest
 from conftest import run_script
 
-from vlmclassifier.models import MODELS, find_model, is_miniature, local_checkpoint
+from vlmclassifier.models import MODELS, checkpoint_folder, find_model, is_miniature, local_checkpoint
 from vlmclassifier.prompts import TEMPLATES
 from vlmclassifier.records import UserError
 
@@ -16,7 +16,15 @@ def test_every_model_is_the_papers():
     for spec in MODELS.values():
         assert spec.paper_name is None or spec.paper_name in papers
         assert spec.kind == "clip" or (spec.template in TEMPLATES and spec.architecture)
-        assert spec.source.count("/") == 1
+        assert spec.source is None or spec.source.count("/") == 1
+
+
+@pytest.mark.parametrize("key, kind", [("mini-llava", "vlm"), ("mini-clip", "clip")])
+def test_a_model_that_is_trained_here_says_so(key, kind):
+    from vlmclassifier.clip import checkpoint_path
+
+    with pytest.raises(UserError, match=f"{key} is trained, not downloaded: run training_analysis/pretrain_mini.py"):
+        checkpoint_folder(MODELS[key]) if kind == "vlm" else checkpoint_path(MODELS[key])
 
 
 def test_unknown_models_name_the_nearest():
@@ -75,7 +83,7 @@ def test_an_unreachable_hub_points_to_a_local_copy(tmp_path, own, offline):
 
 
 def test_only_marked_checkpoints_are_miniatures(tmp_path, tiny):
-    assert all(is_miniature(tiny / key) for key in MODELS)
+    assert all(is_miniature(tiny / key) for key, spec in MODELS.items() if spec.source)
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     assert not is_miniature(tmp_path)
     assert not is_miniature(tmp_path / "config.json")

@@ -25,7 +25,7 @@ def test_plain_from_pretrained_loads_it(key, tiny):
 
 
 def test_only_safetensors_are_written(tiny):
-    for key in MODELS:
+    for key in (key for key, spec in MODELS.items() if spec.source):
         files = {file.suffix for file in (tiny / key).iterdir()}
         assert ".safetensors" in files and not files & {".bin", ".pt", ".py", ".pkl"}
         assert sum(file.stat().st_size for file in (tiny / key).iterdir()) < 30e6

@@ -1,4 +1,4 @@
-"""CLIP through open_clip: three verbs, `encode_images`, `class_features`, `classify`."""
+"""CLIP through open_clip or transformers: three verbs, `encode_images`, `class_features`, `classify`."""
 
 import tempfile
 import warnings
@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmclassifier.devices import resolve_device, resolve_dtype
-from vlmclassifier.models import ModelSpec, find_model, hub_error, local_checkpoint
+from vlmclassifier.models import ModelSpec, check_source, find_model, hub_error, local_checkpoint
 from vlmclassifier.prompts import CAPTION
 from vlmclassifier.records import UserError
 
@@ -42,20 +43,27 @@ class CLIP:
     def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
         """Unit-length image features [batch, width] in float32, of pictures or of what `prepare` made of them."""
         pixel_values = images if isinstance(images, Tensor) else self.prepare(images)
-        features = self.model.encode_image(pixel_values.to(self.device, self.dtype))  # [batch, width]
+        features = self._see(pixel_values.to(self.device, self.dtype))  # [batch, width]
         return F.normalize(features.float(), dim=-1)
+
+    def _see(self, pixel_values: Tensor) -> Tensor:
+        return self.model.encode_image(pixel_values)
 
     @torch.inference_mode()
     def class_features(self, names: Sequence[str], caption: str = CAPTION) -> Tensor:
-        """Unit-length text features [classes, width] of one caption per class name, in float32.
+        """Unit-length text features [classes, width] of one caption per class name, in float32."""
+        features = self._read([caption.format(name) for name in names])
+        return F.normalize(torch.cat(features).float(), dim=-1)
+
+    def _read(self, captions: list[str]) -> list[Tensor]:
+        """Text features, batch by batch.
 
         The text is cut to the longest prompt where attention is causal: what stands behind the end token is never read.
         """
-        input_ids = self.tokenizer([caption.format(name) for name in names])  # [classes, context]
+        input_ids = self.tokenizer(captions)  # [classes, context]
         with _causal_text_cut(self.model.text, int(input_ids.nonzero()[:, 1].max()) + 1) as length:
             chunks = input_ids[:, :length].split(TEXT_BATCH)
-            features = [self.model.encode_text(chunk.to(self.device)) for chunk in chunks]
-        return F.normalize(torch.cat(features).float(), dim=-1)
+            return [self.model.encode_text(chunk.to(self.device)) for chunk in chunks]
 
     def classify(
         self,
@@ -78,6 +86,25 @@ class CLIP:
         return rankings
 
 
+class TransformersCLIP(CLIP):
+    """The same verbs on a transformers `CLIPModel`; padding is masked, so a text is as long as the longest one."""
+
+    def prepare(self, images: Sequence[Image.Image]) -> Tensor:
+        """Transformed pictures on the CPU: [batch, 3, height, width]."""
+        return self.transform(list(images), return_tensors="pt")["pixel_values"]
+
+    def _see(self, pixel_values: Tensor) -> Tensor:
+        return self.model.visual_projection(self.model.vision_model(pixel_values).pooler_output)
+
+    def _read(self, captions: list[str]) -> list[Tensor]:
+        inputs = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(self.device)
+        chunks = zip(inputs["input_ids"].split(TEXT_BATCH), inputs["attention_mask"].split(TEXT_BATCH), strict=True)
+        return [
+            self.model.text_projection(self.model.text_model(input_ids=ids, attention_mask=mask).pooler_output)
+            for ids, mask in chunks
+        ]
+
+
 @contextmanager
 def _causal_text_cut(text: torch.nn.Module, length: int) -> Iterator[int | None]:
     """Let open_clip's causal text tower take `length` tokens; None where the tower needs its whole context."""
@@ -95,12 +122,16 @@ def _causal_text_cut(text: torch.nn.Module, length: int) -> Iterator[int | None]
 def load_clip(model: str, weights: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> CLIP:
     """Load a registered model or any open_clip NAME/TAG from a local file or folder, paths.toml or the hub.
 
-    A folder holds open_clip_config.json and safetensors; a file belongs to the architecture NAME: safetensors, a pickle
-    (opened with weights_only=True) or OpenAI's own TorchScript archives. Raises
-    UserError when the weights are missing, unsafe, unfit or out of reach.
+    A folder holds open_clip_config.json and safetensors, or a transformers CLIPModel with its tokenizer and image
+    processor; a file belongs to the architecture NAME: safetensors, a pickle (opened with weights_only=True) or
+    OpenAI's own TorchScript archives. Raises UserError when the weights are missing, unsafe, unfit or out of reach.
     """
     spec = find_model(model, "clip")
     checkpoint = checkpoint_path(spec, Path(weights) if weights else None)
+    if checkpoint.is_dir() and not (checkpoint / "open_clip_config.json").is_file():
+        return _load_transformers(spec, checkpoint, resolve_device(device), dtype)
+    if spec.source is None:
+        raise UserError(f"{checkpoint} is a file: {spec.key} wants the folder that pretrain_mini.py has written.")
     architecture, _, tag = spec.source.partition("/")
     if _is_torchscript(checkpoint):
         with tempfile.TemporaryDirectory() as folder:
@@ -128,6 +159,22 @@ def load_clip(model: str, weights: str | Path | None = None, device: str = "auto
     return CLIP(network, preprocess, tokenizer, spec)
 
 
+def _load_transformers(spec: ModelSpec, folder: Path, place: str, dtype: str) -> TransformersCLIP:
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+    try:
+        network, info = CLIPModel.from_pretrained(
+            folder, dtype=getattr(torch, resolve_dtype(dtype, place)), use_safetensors=True, output_loading_info=True
+        )
+        processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"The checkpoint {folder} does not load as a transformers CLIP ({first_line}).") from error
+    if network.config.model_type != "clip" or info["missing_keys"]:
+        raise UserError(f"The checkpoint {folder} is not a whole transformers CLIPModel: mend --weights or paths.toml.")
+    return TransformersCLIP(network.to(place), processor, tokenizer, spec)
+
+
 def _is_torchscript(checkpoint: Path) -> bool:
     if not checkpoint.is_file() or not zipfile.is_zipfile(checkpoint):
         return False
@@ -150,6 +197,7 @@ def checkpoint_path(spec: ModelSpec, weights: Path | None = None) -> Path:
     path = local_checkpoint(spec, weights)
     if path is not None:
         return path
+    check_source(spec)
     architecture, tag = spec.source.split("/")
     settings = get_pretrained_cfg(architecture, tag)
     if not settings:

@@ -19,7 +19,7 @@ class ModelSpec:
 
     key: str
     kind: Literal["vlm", "clip"]
-    source: str  # vlm: the hub id for transformers; clip: NAME/TAG for open_clip
+    source: str | None  # vlm: the hub id for transformers; clip: NAME/TAG for open_clip; None: trained here
     paper_name: str | None = None
     architecture: str | None = None  # vlm: the model_type of its config.json
     template: str | None = None  # vlm: a key of prompts.TEMPLATES
@@ -33,6 +33,9 @@ MODELS = {
         ModelSpec("blip2-2.7b", "vlm", "Salesforce/blip2-opt-2.7b", "BLIP2-2.7B", "blip-2", "blip"),
         ModelSpec("clip-vit-l-336", "clip", "ViT-L-14-336-quickgelu/openai", "CLIP-L"),
         ModelSpec("eva-clip-g", "clip", "EVA01-g-14-plus/merged2b_s11b_b114k", "EVA-G"),
+        # Trained from scratch by training_analysis/pretrain_mini.py.
+        ModelSpec("mini-llava", "vlm", None, None, "llava", "llava-1.5"),
+        ModelSpec("mini-clip", "clip", None),
     )
 }
 
@@ -69,9 +72,11 @@ def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | Non
         if spec.kind == "clip":
             return path
         raise UserError(f"{path} is a file: --weights of {spec.key} wants the folder with config.json in it.")
-    config = "config.json" if spec.kind == "vlm" else "open_clip_config.json"
-    if not (path / config).is_file():
-        raise UserError(f"The checkpoint folder {path} has no {config}: point --weights at the folder that has it.")
+    configs = ("config.json",) if spec.kind == "vlm" else ("open_clip_config.json", "config.json")
+    if not any((path / config).is_file() for config in configs):
+        raise UserError(
+            f"The checkpoint folder {path} has no {' or '.join(configs)}: point --weights at the folder that has it."
+        )
     if not any(path.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
         if pickles:
@@ -91,12 +96,22 @@ def checkpoint_folder(spec: ModelSpec, weights: Path | None = None) -> Path:
     folder = local_checkpoint(spec, weights)
     if folder is not None:
         return folder
+    check_source(spec)
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(spec.source, allow_patterns=list(CHECKPOINT_FILES)))
     except Exception as error:  # the hub client raises many kinds: no network, no such repository, gated, offline
         raise hub_error(spec, error) from error
+
+
+def check_source(spec: ModelSpec) -> None:
+    """Raise UserError for a model that exists only where its user has trained it."""
+    if spec.source is None:
+        raise UserError(
+            f"{spec.key} is trained, not downloaded: run training_analysis/pretrain_mini.py, then pass its folder with "
+            "--weights or name it in paths.toml below [models]."
+        )
 
 
 def hub_error(spec: ModelSpec, error: Exception) -> UserError:
