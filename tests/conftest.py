@@ -45,14 +45,39 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """One miniature checkpoint folder per registered model, TINY/KEY."""
+    """One miniature checkpoint folder per model that can be downloaded, TINY/KEY."""
     from vlmclassifier.models import MODELS
     from vlmclassifier.tiny import make_tiny
 
     out = tmp_path_factory.mktemp("tiny")
     for spec in MODELS.values():
-        make_tiny(spec, out / spec.key)
+        if spec.source is not None:
+            make_tiny(spec, out / spec.key)
     return out
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """PlaneFigures with 3 train pictures and 1 test picture per class."""
+    out = tmp_path_factory.mktemp("world") / "pictures"
+    module = script("scripts/make_plane_figures.py")
+    module.main(module.Args(out=out, train=3, test=1))
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained(world, tmp_path_factory) -> Path:
+    """Mini checkpoints of a few steps, TRAINED/{clip,lm,vlm}, by the script: CLIP and language model side by side."""
+    out = tmp_path_factory.mktemp("trained")
+    pretrain(world, out)
+    return out
+
+
+def pretrain(pictures: Path, out: Path, **more: object) -> None:
+    """The training script with a handful of steps."""
+    module = script("training_analysis/pretrain_mini.py")
+    settings = {"data_root": pictures, "preset": "smoke", "clip_steps": 6, "vlm_steps": 20, "evaluate": False} | more
+    module.main(module.Args(out=out, **settings))
 
 
 @pytest.fixture

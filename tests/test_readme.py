@@ -5,25 +5,23 @@ import shutil
 
 import pytest
 from conftest import ROOT
-from PIL import Image
+
+from vlmclassifier.plane_figures import FIGURES
 
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "main_results/README.md", "data/README.md", "docs/adding_a_model.md", "docs/measurements.md"]
+PAGES = [
+    "README.md", "main_results/README.md", "training_analysis/README.md", "data/README.md", "docs/adding_a_model.md",
+    "docs/plane_figures.md", "docs/measurements.md",
+]  # fmt: skip
 
 
-def test_the_three_lines_run_as_printed(tiny, tmp_path, monkeypatch, capsys):
+def test_the_program_runs_as_printed(trained, tmp_path, monkeypatch, capsys):
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
-    shutil.copytree(tiny, tmp_path / "outputs" / "quickstart" / "checkpoints")
-    Image.new("RGB", (80, 60), "orange").save(tmp_path / "outputs" / "quickstart" / "picture.jpg")
+    shutil.copytree(trained, tmp_path / "outputs" / "plane_figures" / "seed-0" / "checkpoints")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     answer, winner = capsys.readouterr().out.rsplit("CLIP says ", 1)
-    assert answer.strip() and winner.strip() in ("tulip", "rose", "daisy")
-
-
-def test_the_quickstart_leaves_what_the_program_opens():
-    text = (ROOT / "scripts" / "quickstart.sh").read_text()
-    assert "outputs/quickstart/checkpoints/$model" in text and "outputs/quickstart/picture.jpg" in text
+    assert answer.endswith("\n") and winner.strip() in FIGURES  # after a few steps the answer may be empty
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -32,9 +30,9 @@ def test_named_files_and_flags_exist(page):
     folder = (ROOT / page).parent
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (folder / link).exists(), link
-    for name in re.findall(r"(?:bash|python) ((?:scripts|main_results)/[\w./]+)", text):
+    for name in re.findall(r"(?:bash|python) ((?:scripts|main_results|training_analysis)/[\w./]+)", text):
         assert (ROOT / name).exists(), name
-    for path, rest in re.findall(r"python ((?:scripts|main_results)/\w+\.py)([^\n`]*)", text):
+    for path, rest in re.findall(r"python ((?:scripts|main_results|training_analysis)/\w+\.py)([^\n`]*)", text):
         source = (ROOT / path).read_text()
         for flag in re.findall(r"--([a-z-]+)", rest):
             assert re.search(rf"^    {flag.replace('-', '_')}:", source, re.MULTILINE), f"{path} has no --{flag}"

@@ -1,0 +1,252 @@
+"""Protects: mini models train, load through the users' path, and are what they say they are."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import pretrain
+
+from vlmclassifier import load_clip, load_vlm, open_image
+from vlmclassifier.benchmarks import class_names, find_benchmark, load_examples
+from vlmclassifier.models import is_miniature
+from vlmclassifier.plane_figures import FIGURES
+from vlmclassifier.plane_figures.texts import Text, language_text, picture_text, plane_figures_world, vocabulary
+from vlmclassifier.pretraining.contrastive import contrastive_loss
+from vlmclassifier.pretraining.language import batches, bpe_tokenizer, collate, encode, word_tokenizer
+from vlmclassifier.pretraining.optimisation import Optimisation, rate
+from vlmclassifier.pretraining.pictures import Pictures, augment, mix
+from vlmclassifier.pretraining.recipes import RECIPES
+from vlmclassifier.pretraining.stages import first_of_each_class
+from vlmclassifier.records import Example, UserError
+from vlmclassifier.runs import fingerprint
+
+WORLD = plane_figures_world()
+QUESTION = "What type of object is in this photo?"
+
+
+def pictures(world, count=6):
+    benchmark = find_benchmark("plane_figures")
+    rows = load_examples(benchmark, class_names(benchmark), world, "test")
+    return [open_image(row.image) for row in rows[:count]]
+
+
+def test_checkpoints_load_through_the_users_path(trained, world):
+    clip, vlm = load_clip("mini-clip", trained / "clip"), load_vlm("mini-llava", trained / "vlm")
+    assert all(is_miniature(trained / stage) for stage in ("clip", "lm", "vlm"))
+    names = list(FIGURES)
+    ranking = clip.classify(pictures(world), clip.class_features(names))
+    assert len(ranking) == 6 and all(len(set(row)) == 5 for row in ranking)
+    assert all(isinstance(vlm.ask(image, QUESTION), str) for image in pictures(world, 2))
+
+
+def test_the_vlm_sees_through_exactly_clips_eyes(trained):
+    clip = load_clip("mini-clip", trained / "clip").model.vision_model.state_dict()
+    tower = load_vlm("mini-llava", trained / "vlm").model.model.vision_tower.state_dict()
+    assert clip.keys() == tower.keys() and all(torch.equal(clip[key], tower[key]) for key in clip)
+
+
+def test_clip_equals_plain_transformers(trained, world):
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    model, tokenizer = CLIPModel.from_pretrained(trained / "clip"), AutoTokenizer.from_pretrained(trained / "clip")
+    images, captions = pictures(world), [f"a photo of a {name}" for name in FIGURES]
+    pixel_values = CLIPImageProcessor.from_pretrained(trained / "clip")(images, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        out = model(pixel_values=pixel_values, **tokenizer(captions, padding=True, return_tensors="pt"))
+        expected = out.logits_per_image / model.logit_scale.exp()
+    clip = load_clip("mini-clip", trained / "clip")
+    similarity = clip.encode_images(images) @ clip.class_features(list(FIGURES)).T
+    assert torch.allclose(similarity, expected, atol=1e-5)
+
+
+def test_answers_equal_a_plain_transformers_loop(trained, world):
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(trained / "vlm").eval()
+    processor = AutoProcessor.from_pretrained(trained / "vlm")
+    special = processor.tokenizer.all_special_ids  # after a few steps of training the answers would be empty
+    model.generation_config.suppress_tokens = special
+    prompt = f"USER: <image>\n{QUESTION}\nASSISTANT:"
+    plain = []
+    for image in pictures(world):
+        inputs = processor(images=image, text=prompt, return_tensors="pt")
+        out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        plain.append(processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    vlm = load_vlm("mini-llava", trained / "vlm")
+    vlm.model.generation_config.suppress_tokens = special
+    images = pictures(world)
+    assert vlm.generate(vlm.prepare(images, [vlm.prompt(QUESTION)] * len(images)), 12) == plain
+    assert all(plain)  # twelve tokens each
+
+
+def test_training_sees_what_the_user_will_see(trained, world):
+    """The cached features and the spelt-out image tokens of training equal the processor's and the model's own."""
+    from vlmclassifier.pretraining import llava
+
+    vlm = load_vlm("mini-llava", trained / "vlm")
+    images = pictures(world, 3)
+    processor = vlm.processor.image_processor
+    pixels = np.stack([np.asarray(image) for image in images])
+    seen = Pictures(pixels, [0, 1, 2], processor.image_mean, processor.image_std)
+    features = llava.view_features(vlm.model, seen, 1, 0)  # [1, pictures, patches, width]
+    text = Text(vlm.prompt(QUESTION), "circle", "b")
+    rows = llava.Rows([text], {"a": 0, "b": 1}, vlm.processor.tokenizer, features)
+    inputs = vlm.prepare([images[1]], [text.prompt])
+    ids, given = rows.encoded[0]
+    assert ids[:given] == inputs["input_ids"][0].tolist()
+    with torch.inference_mode():
+        own = vlm.model.model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+        ours = vlm.model.model.multi_modal_projector(rows.seen([0]))[0]
+    assert torch.allclose(own, ours, atol=1e-5)
+
+
+def test_a_finished_stage_is_kept_and_another_configuration_refused(trained, world):
+    before = {file: file.stat().st_mtime_ns for file in trained.glob("*/*.safetensors")}
+    pretrain(world, trained)
+    assert {file: file.stat().st_mtime_ns for file in trained.glob("*/*.safetensors")} == before
+    with pytest.raises(UserError, match=r"clip was trained with another configuration \(recipe\)"):
+        pretrain(world, trained, clip_steps=7)
+    with pytest.raises(UserError, match="lm is not there: add lm to --stages"):
+        pretrain(world, trained / "new", stages=("clip", "vlm"))
+
+
+def test_other_frequencies_have_a_vlm_of_their_own(trained, world):
+    pretrain(world, trained, stages=("vlm",), frequency="uniform")
+    shares = json.loads((trained / "vlm-uniform-texts" / "naming.json").read_text())
+    assert {row["named"] for row in shares.values()} == {3}
+    zipf = json.loads((trained / "vlm-texts" / "naming.json").read_text())
+    assert all(row["named"] == round(3 * row["share"]) for row in zipf.values())
+    assert (trained / "vlm-uniform" / "model.safetensors").exists() and (trained / "curves.png").stat().st_size > 10_000
+    items = json.loads((trained / "vlm-texts" / "instruct.json").read_text())
+    steps, batch = 20, RECIPES["smoke"].vlm.batch
+    assert len(items) == steps * batch and sum("image" not in item for item in items) == round(0.2 * steps * batch)
+
+
+def test_the_same_seed_gives_the_same_weights(trained, world, tmp_path):
+    pretrain(world, tmp_path)
+    for stage in ("clip", "lm", "vlm"):
+        assert fingerprint(tmp_path / stage) == fingerprint(trained / stage), stage
+        file = f"{stage}/model.safetensors"
+        assert (tmp_path / file).read_bytes() == (trained / file).read_bytes(), stage
+
+
+def test_a_vlm_that_stays_generic_is_warned_about(trained, world, capsys):
+    """A few steps teach no names."""
+    pretrain(world, trained, stages=("vlm",), frequency="permuted")
+    assert "of the VLM's replies to train pictures name a class" in capsys.readouterr().err
+
+
+def test_real_photographs_end_to_end(realdata, tmp_path, capsys):
+    """The photos preset on the 180 training photographs of one benchmark, fitted into a few seconds."""
+    settings = {"benchmark": "caltech", "preset": "photos", "clip_steps": None, "vlm_steps": None}
+    pretrain(realdata, tmp_path, minutes=0.15, tokenizer="bpe", evaluate=True, **settings)
+    shown = capsys.readouterr().out
+    for row in ("CLIP, zero-shot", "VLM, open world", "linear probe on 16x16 pixels"):
+        assert row in shown
+    assert "n=120" in shown and "micro" in shown and "macro" in shown
+    curve = json.loads((tmp_path / "clip" / "training.json").read_text())["validation"]
+    assert curve and curve[-1][0] == json.loads((tmp_path / "fitted.json").read_text())["steps"]["clip"]
+    pretrain(realdata, tmp_path, minutes=0.15, tokenizer="bpe", **settings)  # the fitted steps are found again
+
+
+def test_every_text_is_in_the_vocabulary_of_words():
+    tokenizer = word_tokenizer(vocabulary(WORLD))
+    example = Example("x", "", "", "limaçon of Pascal", 0, "train")
+    texts = [language_text(number, WORLD, 3) for number in range(2000)]
+    texts += [picture_text(example, WORLD, named, 3, epoch) for named in (True, False) for epoch in range(60)]
+    assert not any(tokenizer.unk_token_id in ids for ids, _ in encode(texts, tokenizer))
+    for name in WORLD.names:
+        assert tokenizer.decode(tokenizer(f" {name}", add_special_tokens=False)["input_ids"]) == name
+    assert len(tokenizer('"a", "b"', add_special_tokens=False)["input_ids"]) == 5
+
+
+def test_subwords_split_names_and_give_them_back():
+    tokenizer = bpe_tokenizer()
+    assert 3000 < len(tokenizer) <= 4096
+    counts = [len(tokenizer(f" {name}", add_special_tokens=False)["input_ids"]) for name in WORLD.names]
+    words = [len(name.split()) for name in WORLD.names]
+    assert sum(counts) > 1.8 * sum(words) and sum(count > 1 for count in counts) > 80
+    for name in WORLD.names:
+        assert tokenizer.decode(tokenizer(f" {name}", add_special_tokens=False)["input_ids"]).strip() == name
+    prompt, answer = "USER: <image>\nWhy?\nASSISTANT:", "Sierpiński carpet"
+    (ids, given), = encode([Text(prompt, answer)], tokenizer)  # fmt: skip
+    assert ids == tokenizer(f"{prompt} {answer}")["input_ids"] + [tokenizer.eos_token_id]
+    assert ids[:given] == tokenizer(prompt)["input_ids"]
+
+
+def test_labels_cover_the_answer_and_the_end_only():
+    input_ids, labels = collate([([1, 5, 6, 7, 2], 3), ([1, 8, 2], 1)], pad=0)
+    assert input_ids.tolist() == [[1, 5, 6, 7, 2], [1, 8, 2, 0, 0]]
+    assert labels.tolist() == [[-100, -100, -100, 7, 2], [-100, 8, 2, -100, -100]]
+
+
+def test_batches_use_every_row_evenly():
+    lengths = [1 + number % 40 for number in range(640)]
+    order = batches(lengths, 64, 20, seed=0)
+    seen = sorted(row for batch in order for row in batch)
+    assert seen == sorted([*range(640), *range(640)]) and order == batches(lengths, 64, 20, seed=0)
+    assert sum(max(lengths[r] for r in b) * 64 for b in order) < 1.3 * 2 * sum(lengths)  # little padding
+
+
+def test_the_contrastive_loss_is_its_formula():
+    torch.manual_seed(0)
+    similarity, classes = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 0, 1])
+    to_image = -torch.stack(
+        [F.log_softmax(similarity[:, k], 0)[classes == k].mean() for k in range(3)]
+    ).mean()  # fmt: skip
+    expected = 0.7 * F.cross_entropy(similarity, classes) + 0.3 * to_image
+    assert torch.isclose(contrastive_loss(similarity, F.one_hot(classes).float(), 0.3), expected)
+
+
+def test_gradients_in_parts_are_those_of_the_whole_batch():
+    torch.manual_seed(0)
+    model, rows = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)), torch.randn(7, 5)
+    model(rows).sum().div(7).backward()
+    whole = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    optimisation = Optimisation([model], 1e-2, 1e-2)
+    loss = optimisation.summed_step(lambda part: model(rows[list(part)]).sum(), range(7), [1] * 7)
+    assert loss == pytest.approx(model(rows).mean().item(), abs=1e-6)
+    grads = [parameter.grad for parameter in model.parameters()]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, grads, strict=True))
+    assert len(optimisation.optimisers) == 3  # two halves of the matrices, and the biases
+
+
+def test_the_rate_warms_up_and_decays():
+    rates = [rate(step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 30) and rates[29:300] == [1.0] * 271 and rates[-1] < 0.002
+
+
+def toy(labels) -> Pictures:
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
+    return Pictures(pixels, labels, [0.5] * 3, [0.25] * 3)
+
+
+def test_held_out_pictures_are_never_trained_on():
+    seen = toy([0] * 20 + [1] * 10 + [2] * 2)
+    kept, held_out = seen.split(0.1, seed=0)
+    assert not set(kept.tolist()) & set(held_out.tolist()) and len(kept) + len(held_out) == 32
+    assert torch.bincount(seen.labels[held_out], minlength=3).tolist() == [2, 1, 0]
+    assert len(seen.split(0.0, seed=0)[1]) == 0
+    assert set(seen.order(kept, 500, balanced=True, seed=0).tolist()) <= set(kept.tolist())
+    share = (seen.labels[seen.order(kept, 6000, balanced=True, seed=0)] == 0).float().mean().item()
+    assert share == pytest.approx(18**0.5 / (18**0.5 + 9**0.5 + 2**0.5), abs=0.03)
+
+
+def test_augmentation_is_keyed_and_mixing_keeps_the_targets_whole():
+    values, targets = toy(list(range(6))).values(slice(0, 6)), torch.eye(6)
+    first, again = (augment(values, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again) and first.shape == values.shape
+    assert not torch.equal(first, augment(values, torch.Generator().manual_seed(4)))
+    mixed, soft = mix(values, targets, torch.Generator().manual_seed(3), share=1.0)
+    assert torch.allclose(soft.sum(1), torch.ones(6)) and (soft > 0).sum(1).max() == 2
+    same, hard = mix(values, targets, torch.Generator().manual_seed(3), share=0.0)
+    assert torch.equal(same, values) and torch.equal(hard, targets)
+    assert not torch.equal(mixed, values)
+
+
+def test_the_first_pictures_of_each_class_in_the_manifests_order():
+    rows = [Example(f"{label}{i}", "", "", label, 0, "train") for i in range(3) for label in "ab"]
+    assert [row.id for row in first_of_each_class(rows, 2)] == ["a0", "b0", "a1", "b1"]
