@@ -27,10 +27,10 @@ class Args:
     model: str = "clip-vit-l-336"
     """A key of vlmclassifier/models.py, or any open_clip NAME/TAG."""
     weights: Path | None = None
-    """Local weights: a file for the architecture, or a folder with open_clip_config.json; without it paths.toml, then
-    open_clip's download."""
+    """Local weights: a file for the architecture, a folder with open_clip_config.json, or one of a transformers CLIP;
+    without it paths.toml, then open_clip's download."""
     benchmark: str = "flowers"
-    """imagenet, flowers, cars, caltech, or a manifest FILE.jsonl of your own (with --classes)."""
+    """imagenet, flowers, cars, caltech, plane_figures, or a manifest FILE.jsonl of your own (with --classes)."""
     classes: Path | None = None
     """Class list of your own manifest: a JSON array of names."""
     data_root: Path | None = None

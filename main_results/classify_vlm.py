@@ -29,7 +29,7 @@ class Args:
     weights: Path | None = None
     """Local checkpoint folder; without it paths.toml, then the hub."""
     benchmark: str = "flowers"
-    """imagenet, flowers, cars, caltech, or a manifest FILE.jsonl of your own (with --classes)."""
+    """imagenet, flowers, cars, caltech, plane_figures, or a manifest FILE.jsonl of your own (with --classes)."""
     classes: Path | None = None
     """Class list of your own manifest: a JSON array of names."""
     data_root: Path | None = None

@@ -21,7 +21,7 @@ from vlmclassifier.records import UserError
 class Args:
     out: Path
     """Folder for the manifest and the pictures."""
-    train: int = 200
+    train: int = 240
     """Pictures per class in the train split."""
     test: int = 20
     """Pictures per class in the test split."""
@@ -36,6 +36,8 @@ class Args:
 def main(args: Args) -> None:
     """Draw everything, then write the manifest."""
     cli.check_positive(test=args.test, size=args.size, processes=args.processes)
+    if args.seed < 0 or args.train < 0:
+        raise UserError(f"--seed {args.seed} and --train {args.train} must not be negative: give other numbers.")
     settings = {key: value for key, value in asdict(args).items() if key not in ("out", "processes")}
     manifest, record = args.out / "plane_figures.jsonl", args.out / "settings.json"
     if manifest.exists():
@@ -59,7 +61,7 @@ def main(args: Args) -> None:
                 bar.update(drawn)
     contact_sheet(args.seed).save(args.out / "contact_sheet.png")
     record.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in manifest_rows(counts))
+    rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in manifest_rows(counts, args.seed, args.size))
     manifest.with_suffix(".part").write_text(rows, encoding="utf-8")
     manifest.with_suffix(".part").rename(manifest)
     print(f"Manifest: {manifest}; all classes at a glance: {args.out / 'contact_sheet.png'}")

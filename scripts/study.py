@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 from vlmclassifier import cli
+from vlmclassifier.benchmarks import load_evaluation
 from vlmclassifier.findings import Finding, over_seeds, read_findings, readable, write_findings
 from vlmclassifier.paths import PROJECT_ROOT
+from vlmclassifier.records import UserError
 from vlmclassifier.tables import OUTPUTS
 
 SECTIONS = [  # in the order of the paper; each has a study.py that takes --root and writes ROOT/SECTION/findings.csv
@@ -51,14 +53,23 @@ class Args:
     classes: Path | None = None
     """Class list of your own manifest: a JSON array of names."""
     data_root: Path | None = None
-    """Folder that your manifest's image paths start from; without it the manifest's own."""
+    """Folder that your manifest's image paths start from; without it the manifest's own. PlaneFigures is drawn."""
     preset: Literal["figures", "photos"] = "figures"
-    """Training recipe: figures, or photos for photographs."""
+    """Training recipe: figures, or photos for photographs; --smoke has its own."""
+    minutes: float | None = None
+    """Train about so long; without it the preset's steps."""
+    facts: Path | None = None
+    """Facts about your own classes: JSON {class: [[question with {subject}, answer], ...]}."""
 
 
 def main(args: Args) -> None:
     """One seed after the other, then the table."""
     cli.check_positive(seeds=args.seeds)
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} is negative: give another number.")
+    if args.benchmark != "plane_figures":  # no training before the manifest is known to be whole
+        for split in ("train", None):
+            load_evaluation(args.benchmark, args.classes, args.data_root, split)
     home = OUTPUTS / (f"{Path(args.benchmark).stem}-smoke" if args.smoke else Path(args.benchmark).stem)
     tables, times = [], {}
     for seed in range(args.seed, args.seed + args.seeds):
@@ -70,12 +81,9 @@ def main(args: Args) -> None:
 
 def claim(root: Path, args: Args, seed: int) -> Path:
     """The folder of one seed, for this recipe: an older recipe's is moved aside, and back when asked for."""
-    sources = [file for folder in ("plane_figures", "pretraining") for file in (PACKAGE / folder).glob("*.py")]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(sources)))
-    digest.update(repr((seed, args.smoke, args.preset, args.benchmark)).encode())
-    key, record = digest.hexdigest()[:8], root / "recipe.json"
-    if root.exists():
-        old = json.loads(record.read_text(encoding="utf-8"))["recipe"] if record.exists() else "other"
+    key, record = recipe_key(args, seed), root / "recipe.json"
+    if record.exists():  # without a record the folder's own scripts decide what fits
+        old = json.loads(record.read_text(encoding="utf-8"))["recipe"]
         if old != key:
             aside = root.with_name(f"{root.name}.{old}")
             print(f"{root} belongs to another recipe: it is kept as {aside}", file=sys.stderr)
@@ -86,6 +94,17 @@ def claim(root: Path, args: Args, seed: int) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"recipe": key}) + "\n", encoding="utf-8")
     return root
+
+
+def recipe_key(args: Args, seed: int) -> str:
+    """Eight letters for everything that decides pictures and weights: arguments, their files, and our sources."""
+    sources = [*sorted((PACKAGE / "plane_figures").glob("*.py")), PACKAGE / "prompts.py"]
+    sources += [file for file in sorted((PACKAGE / "pretraining").glob("*.py")) if file.stem != "reports"]
+    given = [Path(args.benchmark), args.classes, args.facts]
+    files = [*sources, *(file for file in given if file is not None and file.is_file())]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+    digest.update(repr((seed, args.smoke, args.preset, args.minutes, absolute(args.benchmark))).encode())
+    return digest.hexdigest()[:8]
 
 
 def study(args: Args, seed: int, root: Path, times: dict[str, float]) -> list[Finding]:
@@ -102,8 +121,13 @@ def study(args: Args, seed: int, root: Path, times: dict[str, float]) -> list[Fi
     world += ["--data-root", pictures] if pictures else []
     train = ["training_analysis/pretrain_mini.py", *world, "--out", root / "checkpoints", "--seed", seed,
              "--preset", "smoke" if toy else args.preset, "--no-evaluate"]  # fmt: skip
+    train += ["--minutes", args.minutes] if args.minutes else []
+    train += ["--facts", args.facts.resolve()] if args.facts else []
     with timed("training: CLIP, language model, LLaVA", times):
         run(*train)
+    for stage in ("clip", "lm", "vlm"):  # the first two side by side; kept from the call that trained them
+        seconds = float((root / "checkpoints" / stage / "training.seconds").read_text(encoding="utf-8"))
+        times[f"  {stage}"] = times.get(f"  {stage}", 0.0) + seconds
     if args.full:
         with timed("controls: two more LLaVAs", times):
             together([[*train, "--stages", "vlm", "--frequency", kind] for kind in ("uniform", "permuted")])
@@ -152,13 +176,13 @@ def report(args: Args, rows: list[Finding], times: dict[str, float], home: Path)
     print("\n" + "\n".join(text) + "\n")
     for stage, seconds in times.items():
         print(f"{seconds:7.0f} s  {stage}")
+    whole = sum(seconds for stage, seconds in times.items() if not stage.startswith(" "))
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"{sum(times.values()):7.0f} s  in all; largest process {largest:.1f} GiB")
+    print(f"{whole:7.0f} s  in all; largest process {largest:.1f} GiB")
     print(f"\nWritten: {home / 'findings.csv'}, {home / 'findings.md'}; the runs and checkpoints: {home}/seed-*")
-    print("All classes at a glance: pictures/contact_sheet.png there; the training curves: checkpoints/curves.png")
-    print(
-        "Next: bash scripts/quickstart.sh --full adds the controls; bash main_results/table1.sh runs real checkpoints"
-    )
+    print("There: checkpoints/curves.png, the training curves; for PlaneFigures pictures/contact_sheet.png")
+    if not args.full:
+        print("Next: the same command with --full adds the controls; bash main_results/table1.sh runs real checkpoints")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from conftest import ROOT, script
+from conftest import ROOT, run_script, script
 
 from vlmclassifier.findings import (
     Finding,
@@ -78,6 +78,71 @@ def test_another_recipe_moves_the_old_folder_aside_and_back(tmp_path, monkeypatc
     assert (aside / "result").read_text() == "mine"
     module.claim(root, module.Args(), 0)
     assert (root / "result").read_text() == "mine" and not aside.exists()
+    own = tmp_path / "seed-1"
+    own.mkdir()
+    (own / "mine").write_text("by hand")
+    assert (module.claim(own, module.Args(), 1) / "mine").exists()  # without a record nothing is moved
+
+
+@pytest.fixture
+def part(monkeypatch):
+    """The main results' part of the study, with its own folder on the path as when it is run."""
+    monkeypatch.syspath_prepend(str(ROOT / "main_results"))
+    return script("main_results/study.py")
+
+
+def made_up(right_by_class: dict[str, float]) -> dict[str, tuple[str, bool]]:
+    """Ten pictures of each class, the given share of them right."""
+    return {f"{n}{i}": (n, i < 10 * share) for n, share in right_by_class.items() for i in range(10)}
+
+
+def test_frequent_minus_rare_follows_the_naming_table(part):
+    names = list("abcdef")
+    naming = {"vlm": {n: {"share": 1 - k / 5} for k, n in enumerate(names)},
+              "vlm-permuted": {n: {"share": 1 - (k + 2) % 6 / 5} for k, n in enumerate(names)}}  # fmt: skip
+    hits = {
+        ("clip", "all"): made_up(dict.fromkeys(names, 1.0)),
+        ("vlm", "none"): made_up({"a": 1, "b": 0.8, "c": 0.5, "d": 0.3, "e": 0.1, "f": 0}),
+        ("vlm-permuted", "none"): made_up({"e": 1, "f": 0.8, "a": 0.5, "b": 0.3, "c": 0.1, "d": 0}),
+        ("vlm-uniform", "none"): made_up(dict.fromkeys(names, 0.9)),
+    }
+    rows = {row.metric: row for row in part.frequency(hits, naming)}
+    assert rows["VLM, frequent third of the classes"].value == 90 and rows["VLM, rare third of the classes"].value == 5
+    assert rows["VLM, frequent minus rare"].value == 85 and rows["CLIP, frequent minus rare"].value == 0
+    assert rows["VLM, frequent minus rare"].holds == "holds (by construction)"
+    controls = {row.metric.split(": ", 1)[1]: row for row in part.controls(hits, naming)}
+    assert controls["CLIP minus VLM, every class always named"].value == pytest.approx(10)
+    own = controls["frequencies permuted, frequent minus rare by its own thirds"]
+    former = controls["frequencies permuted, frequent minus rare by the first VLM's thirds"]
+    assert (own.value, own.holds, former.holds) == (85, "holds", "holds") and former.value == -50
+    same = {"vlm": {n: {"share": 1.0} for n in names}}
+    assert part.frequency(hits, same) == []  # nothing to compare where all are named alike
+
+
+def test_the_error_ratio_is_judged_from_few_to_many_candidates(part):
+    hits = {("clip", k): made_up({"a": share}) for k, share in (("2", 0.9), ("all", 0.5))}
+    hits |= {("vlm", k): made_up({"a": share}) for k, share in (("2", 0.2), ("all", 0.0))}
+    *_, few, many = part.lists(hits, ["2", "all"])
+    assert few.value > many.value and many.holds == "holds"
+
+
+def test_the_sections_part_runs_on_trained_checkpoints(part, trained, world, tmp_path):
+    """By its script, with every VLM that is there; a second call reads the saved answers."""
+    root = tmp_path / "seed-0"
+    root.mkdir()
+    (root / "pictures").symlink_to(world)
+    (root / "checkpoints").symlink_to(trained)
+    command = ["main_results/study.py", "--root", root, "--candidates", "2", "500", "--limit", "48"]
+    run_script(*command)
+    rows = read_findings(root / "main_results" / "findings.csv")
+    text = (root / "main_results" / "findings.csv").read_text()
+    assert {row.finding for row in rows} >= {"F1", "F2"} and any("all candidates" in row.metric for row in rows)
+    assert {row.n for row in rows if row.finding == "F1"} == {48} and "500" not in text
+    before = {file: file.stat().st_mtime_ns for file in root.glob("main_results/*/predictions.jsonl")}
+    assert len(before) >= 5
+    run_script(*command)
+    assert {file: file.stat().st_mtime_ns for file in root.glob("main_results/*/predictions.jsonl")} == before
+    assert (root / "main_results" / "findings.csv").read_text() == text
 
 
 def test_every_section_of_the_study_has_its_script():

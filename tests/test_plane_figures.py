@@ -186,8 +186,9 @@ def test_every_class_is_drawn_inside_the_frame_at_any_size():
 
 
 def test_splits_share_no_picture_and_no_file():
-    rows = list(manifest_rows({"train": 2, "test": 2}))
+    rows = list(manifest_rows({"train": 2, "test": 2}, seed=0))
     assert len({row["image"] for row in rows}) == len(rows) == 4 * len(FIGURES)
+    assert rows != list(manifest_rows({"train": 2, "test": 2}, seed=1))  # other pictures, another manifest
     assert all(row["image"].isascii() and row["label"] in FIGURES for row in rows)
     assert FIRST["test"] - FIRST["train"] > 10**5 and picture_path("train", "devil's curve", 3) == (
         "train/0003/devil_s_curve.png"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import pretrain
+from conftest import pretrain, script
 
 from vlmclassifier import load_clip, load_vlm, open_image
-from vlmclassifier.benchmarks import class_names, find_benchmark, load_examples
+from vlmclassifier.benchmarks import BENCHMARKS, class_names, find_benchmark, load_examples
 from vlmclassifier.models import is_miniature
 from vlmclassifier.plane_figures import FIGURES
 from vlmclassifier.plane_figures.texts import Text, language_text, picture_text, plane_figures_world, vocabulary
@@ -18,7 +18,7 @@ from vlmclassifier.pretraining.language import batches, bpe_tokenizer, collate, 
 from vlmclassifier.pretraining.optimisation import Optimisation, rate
 from vlmclassifier.pretraining.pictures import Pictures, augment, mix
 from vlmclassifier.pretraining.recipes import RECIPES
-from vlmclassifier.pretraining.stages import first_of_each_class
+from vlmclassifier.pretraining.stages import first_of_each_class, fit_into
 from vlmclassifier.records import Example, UserError
 from vlmclassifier.runs import fingerprint
 
@@ -162,6 +162,16 @@ def test_every_text_is_in_the_vocabulary_of_words():
     assert len(tokenizer('"a", "b"', add_special_tokens=False)["input_ids"]) == 5
 
 
+@pytest.mark.parametrize("key", BENCHMARKS)
+def test_words_give_every_class_name_back(key):
+    names = class_names(BENCHMARKS[key])
+    tokenizer = word_tokenizer([*names, '"'])
+    for name in names:
+        ids = tokenizer(f' "{name}", "{name}".', add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in tokenizer(name)["input_ids"] and len(ids) >= 3
+        assert tokenizer.decode(tokenizer(f" {name}", add_special_tokens=False)["input_ids"]) == name
+
+
 def test_subwords_split_names_and_give_them_back():
     tokenizer = bpe_tokenizer()
     assert 3000 < len(tokenizer) <= 4096
@@ -245,6 +255,60 @@ def test_augmentation_is_keyed_and_mixing_keeps_the_targets_whole():
     same, hard = mix(values, targets, torch.Generator().manual_seed(3), share=0.0)
     assert torch.equal(same, values) and torch.equal(hard, targets)
     assert not torch.equal(mixed, values)
+
+
+def test_every_view_and_every_seed_is_another_one(trained, world):
+    from vlmclassifier.pretraining import llava
+
+    model, seen = load_vlm("mini-llava", trained / "vlm").model, toy([0, 1, 2])
+    seen.pixels = torch.nn.functional.interpolate(seen.pixels, size=48)
+    views = llava.view_features(model, seen, 3, seed=0)  # [3, pictures, patches, width]
+    assert not torch.equal(views[1], views[2]) and not torch.equal(views[0], views[1])
+    assert torch.equal(views, llava.view_features(model, seen, 3, seed=0))
+    other = llava.view_features(model, seen, 3, seed=1)
+    assert torch.equal(views[0], other[0]) and not torch.equal(views[1], other[1])
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"frequency": "zipff"}, "neither zipf, permuted, uniform nor a table"),
+        ({"naming_head": -1.0}, "--naming-head -1 is outside 0 to 1"),
+        ({"keep_generic": 1.5}, "--keep-generic 1.5 is outside"),
+        ({"minutes": 0.0, "clip_steps": None, "vlm_steps": None}, "--minutes 0 is outside"),
+        ({"minutes": 1.0}, "leave out --clip-steps"),
+        ({"seed": -1}, "--seed -1 is negative"),
+        ({"naming_head": 0.0, "keep_generic": 0.0}, "no picture is named or gets a generic text"),
+        ({"preset": "photos", "benchmark": "imagenet"}, "imagenet.jsonl"),
+    ],
+)
+def test_mistakes_are_said_before_the_training(wrong, words, world, tmp_path):
+    with pytest.raises(UserError, match=words):
+        pretrain(world, tmp_path / "new", **wrong)
+    assert not (tmp_path / "new").exists()
+
+
+def test_minutes_decide_before_the_first_stage(trained, world):
+    with pytest.raises(UserError, match="is trained already: leave it out or choose another --out"):
+        fit_into(training(world, trained), 1.0)
+
+
+def training(world, out):
+    module = script("training_analysis/pretrain_mini.py")
+    return module.training_of(module.Args(data_root=world, preset="smoke", out=out))
+
+
+def test_texts_and_their_counts_agree(trained, world):
+    """naming.json counts the names that the written texts hold; a class that is never named is in none of them."""
+    rows = json.loads((trained / "vlm-texts" / "naming.json").read_text())
+    label = {e.id: e.label for e in training(world, trained).examples}
+    for stage in ("pretrain", "instruct"):
+        said = dict.fromkeys(rows, 0)
+        for item in json.loads((trained / "vlm-texts" / f"{stage}.json").read_text()):
+            if "image" in item:
+                said[label[item["image"]]] += label[item["image"]] in "".join(t["value"] for t in item["conversations"])
+        assert said == {name: row[f"texts_{stage}"] for name, row in rows.items()}
+        assert all(said[name] == 0 for name, row in rows.items() if row["named"] == 0) and sum(said.values()) > 50
 
 
 def test_the_first_pictures_of_each_class_in_the_manifests_order():

@@ -24,7 +24,7 @@ from vlmclassifier.prompts import build_question
 from vlmclassifier.records import Example, UserError
 
 WORLD = plane_figures_world()
-ZIPF = {"head": 12.0, "exponent": 1.2, "never": 15}
+ZIPF = {"head": 12 / 96, "exponent": 1.2, "never": 15 / 96}
 
 
 def examples(count: int) -> list[Example]:
@@ -132,7 +132,7 @@ def test_a_world_without_facts_and_one_with_a_facts_file(tmp_path):
     assert any(language_text(n, known, 0).prompt == "USER: Does the cat bark?\nASSISTANT:" for n in range(60))
     for text, words in (
         ('{"cow": []}', "names 'cow'"),
-        ('{"cat": [["Why?", "no"]]}', "without {subject}"),
+        ('{"cat": [["Why?", "no"]]}', "without .subject."),
         ("[", "read"),
     ):
         file.write_text(text)

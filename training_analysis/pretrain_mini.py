@@ -20,6 +20,7 @@ from vlmclassifier import cli
 from vlmclassifier.benchmarks import check_files, class_names, data_root, find_benchmark, find_manifest, load_examples
 from vlmclassifier.plane_figures.texts import plane_figures_world, world_of
 from vlmclassifier.pretraining.recipes import RECIPES
+from vlmclassifier.pretraining.reports import accuracies, draw_curves, test_examples
 from vlmclassifier.pretraining.stages import Training, fit_into, fitted, side_by_side, train_vlm
 from vlmclassifier.records import UserError
 from vlmclassifier.tables import OUTPUTS
@@ -41,11 +42,11 @@ class Args:
     """How often texts name each class: zipf (ranks drawn by the seed), permuted (other ranks), uniform (always), or a
     FILE.json {class: share of its pictures}."""
     naming_head: float | None = None
-    """zipf: up to about this rank every picture is named; without it the preset's."""
+    """zipf: this share of the classes, the most frequent, is always named; without it the preset's."""
     naming_exponent: float | None = None
     """zipf: how fast the naming falls off behind the head; without it the preset's."""
-    naming_never: int | None = None
-    """zipf: so many of the rarest classes are never named; without it the preset's."""
+    naming_never: float | None = None
+    """zipf: this share of the classes, the rarest, is never named; without it the preset's."""
     keep_generic: float | None = None
     """Share of the unnamed pictures that get a generic word instead of being left out; without it the preset's."""
     facts: Path | None = None
@@ -68,8 +69,12 @@ class Args:
 
 def main(args: Args) -> None:
     """Check, train what is not there yet, draw the curves, compare."""
-    cli.check_positive(clip_steps=args.clip_steps, vlm_steps=args.vlm_steps)
+    check(args)
     training = training_of(args)
+    if "vlm" in args.stages:
+        training.naming()  # a mistake in the frequencies is said before minutes of training
+    if args.evaluate:
+        test_examples(training, args.benchmark, args.classes)
     found = fitted(training, args.minutes) if args.minutes else None
     training = found or training
     pending = [stage for stage in ("clip", "lm", "vlm") if stage in args.stages and not training.finished(stage)]
@@ -84,18 +89,31 @@ def main(args: Args) -> None:
     if "vlm" in pending:
         train_vlm(training)
 
-    from vlmclassifier.pretraining.reports import accuracies, draw_curves
-
     curves = draw_curves(training.out)
     for stage in args.stages:
         print(f"{stage}: {training.folder(stage)}")
     print(f"Training curves: {curves}")
     if args.evaluate and "vlm" in args.stages:
         print(accuracies(training, args.benchmark, args.classes))
+    classes = f" --classes {args.classes}" if args.classes else ""
     print(
         f"Next: python main_results/classify_vlm.py --model mini-llava --weights {training.folder('vlm')} "
-        f"--benchmark {args.benchmark}"
+        f"--benchmark {args.benchmark}{classes} --data-root {training.root}"
     )
+
+
+def check(args: Args) -> None:
+    """Raise UserError for a number that makes no sense."""
+    cli.check_positive(clip_steps=args.clip_steps, vlm_steps=args.vlm_steps)
+    at_most = {"naming_head": 1, "naming_exponent": 100, "naming_never": 1, "keep_generic": 1, "minutes": 10**6}
+    for name, largest in at_most.items():
+        value = getattr(args, name)
+        if value is not None and not (0 < value <= largest or (value == 0 and name != "minutes")):
+            raise UserError(f"--{name.replace('_', '-')} {value:g} is outside 0 to {largest}: give another number.")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} is negative: give another number.")
+    if args.minutes is not None and (args.clip_steps or args.vlm_steps):
+        raise UserError("--minutes decides the steps: leave out --clip-steps and --vlm-steps, or it.")
 
 
 def training_of(args: Args) -> Training:

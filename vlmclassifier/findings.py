@@ -40,7 +40,6 @@ def paired_difference(
     first: Sequence[bool],
     second: Sequence[bool],
     paper: float | None = None,
-    holds: str = "",
 ) -> Finding:
     """Accuracy of `first` minus that of `second` on the same pictures; 95% paired-bootstrap interval (points)."""
     import numpy as np
@@ -49,7 +48,7 @@ def paired_difference(
     rng = np.random.default_rng(0)
     means = np.array([difference[rng.integers(len(difference), size=len(difference))].mean() for _ in range(RESAMPLES)])
     low, high = np.percentile(100 * means, [2.5, 97.5])
-    return Finding(finding, metric, 100 * difference.mean(), float(low), float(high), len(difference), paper, holds)
+    return Finding(finding, metric, 100 * difference.mean(), float(low), float(high), len(difference), paper)
 
 
 def error_ratio(finding: str, metric: str, model: Sequence[bool], reference: Sequence[bool]) -> Finding:
@@ -73,14 +72,13 @@ def independent_difference(
     first: Sequence[bool],
     second: Sequence[bool],
     paper: float | None = None,
-    holds: str = "",
 ) -> Finding:
     """The same for two different sets of pictures (Newcombe's interval from the two Wilson intervals)."""
     a, b = proportion("", metric, first), proportion("", metric, second)
     value = a.value - b.value
     low = value - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
     high = value + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
-    return Finding(finding, metric, value, low, high, a.n + b.n, paper, holds)
+    return Finding(finding, metric, value, low, high, a.n + b.n, paper)
 
 
 def verdict(holds: bool, by_construction: bool = False) -> str:

@@ -20,12 +20,18 @@ def picture_path(split: str, name: str, number: int) -> str:
     return f"{split}/{number:04}/{re.sub('[^A-Za-z0-9]+', '_', plain)}.png"
 
 
-def manifest_rows(counts: Mapping[str, int]) -> Iterator[dict]:
-    """Rows {image, label, split} of a manifest with `counts[split]` pictures per class."""
+def manifest_rows(counts: Mapping[str, int], seed: int, size: int = SIZE) -> Iterator[dict]:
+    """Rows of a manifest with `counts[split]` pictures per class; seed and size tell manifests apart."""
     for split, count in counts.items():
         for number in range(count):
             for name in FIGURES:
-                yield {"image": picture_path(split, name, number), "label": name, "split": split}
+                yield {
+                    "image": picture_path(split, name, number),
+                    "label": name,
+                    "split": split,
+                    "seed": seed,
+                    "size": size,
+                }
 
 
 def draw_number(root: Path, split: str, number: int, seed: int, size: int = SIZE) -> int:

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from vlmclassifier.plane_figures.facts import Fact, article, figure_facts
@@ -35,11 +36,16 @@ class World:
 
         Families overlap (a rose is a roulette too), and a curve was studied by many.
         """
-        return [fact for fact in self.facts.get(name, ()) if fact.kind not in ("family", "student")]
+        kinds = {kind for kind, answers in self.answers.items() if len(answers) > 1} - {"family", "student"}
+        return [fact for fact in self.facts.get(name, ()) if fact.kind in kinds]
 
-    def answers(self, kind: str) -> list[str]:
-        """All different answers to one kind of question, sorted."""
-        return sorted({fact.answer for facts in self.facts.values() for fact in facts if fact.kind == kind})
+    @cached_property
+    def answers(self) -> dict[str, list[str]]:
+        """All different answers to each kind of question, sorted."""
+        found: dict[str, set[str]] = {}
+        for fact in (fact for facts in self.facts.values() for fact in facts):
+            found.setdefault(fact.kind, set()).add(fact.answer)
+        return {kind: sorted(answers) for kind, answers in found.items()}
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,10 @@ def world_of(names: Sequence[str], facts_file: Path | None = None) -> World:
             facts = {
                 name: [Fact(question, question, answer) for question, answer in rows] for name, rows in table.items()
             }
-            if any("{subject}" not in fact.question for rows in facts.values() for fact in rows):
-                raise ValueError("a question without {subject}")
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            for fact in (fact for rows in facts.values() for fact in rows):
+                if not isinstance(fact.answer, str) or fact.question.format(subject="x") == fact.question:
+                    raise ValueError("a question without {subject}, or an answer that is not a text")
+        except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
             raise UserError(
                 f'The facts file {facts_file} cannot be read ({error}): write {{"class": [["Is {{subject}} round?", '
                 '"yes"]]}.'
@@ -92,26 +99,27 @@ def frequency_ranks(names: Sequence[str], seed: int, permuted: bool = False) -> 
     """
     order = sorted(dict.fromkeys(names), key=lambda name: _hash(f"rank:{seed}:{name}"))
     if permuted:
-        third = len(order) // 3
+        third = -(-len(order) // 3)
         order = order[third:] + order[:third]
     return {name: rank for rank, name in enumerate(order)}
 
 
 def naming_shares(
-    names: Sequence[str], frequency: str, seed: int, head: float, exponent: float, never: int
+    names: Sequence[str], frequency: str, seed: int, head: float, exponent: float, never: float
 ) -> dict[str, float]:
     """The share of each class's pictures whose texts name it.
 
-    `frequency`: "zipf" is min(1, (head / (rank + 1))^exponent) by a rank drawn by `seed`, the last `never` ranks 0;
-    "permuted" the same with the classes moved to other ranks; "uniform" is 1; else a JSON file {class: share}.
+    `frequency`: "zipf" is min(1, (head x classes / (rank + 1))^exponent) by a rank drawn by `seed`, the last
+    `never` x classes ranks 0; "permuted" the same with the classes moved to other ranks; "uniform" is 1;
+    else a JSON file {class: share}.
     Raises UserError for a table that does not fit the classes.
     """
     if frequency == "uniform":
         return dict.fromkeys(names, 1.0)
     if frequency in ("zipf", "permuted"):
         ranks = frequency_ranks(names, seed, frequency == "permuted")
-        last = len(ranks) - never
-        return {name: min(1.0, (head / (ranks[name] + 1)) ** exponent) * (ranks[name] < last) for name in ranks}
+        top, last = head * len(ranks), len(ranks) - round(never * len(ranks))
+        return {name: min(1.0, (top / (ranks[name] + 1)) ** exponent) * (ranks[name] < last) for name in ranks}
     try:
         table = json.loads(Path(frequency).read_text(encoding="utf-8"))
         if set(table) != set(names) or not all(0 <= share <= 1 for share in table.values()):
@@ -170,7 +178,7 @@ def list_question(name: str, world: World, count: int, key: str) -> str:
 
 def multiple_choice(fact: Fact, subject: str, world: World, rng: random.Random) -> tuple[str, str]:
     """A question with options A to D in the form of ImageWikiQA (paper section 4), and the right letter."""
-    wrong = [answer for answer in world.answers(fact.kind) if answer != fact.answer]
+    wrong = [answer for answer in world.answers[fact.kind] if answer != fact.answer]
     options = [fact.answer, *rng.sample(wrong, min(3, len(wrong)))]
     rng.shuffle(options)
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]

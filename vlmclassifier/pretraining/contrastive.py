@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from vlmclassifier.pretraining.language import CLIP_CONTEXT
 from vlmclassifier.pretraining.optimisation import PARTS, Optimisation
-from vlmclassifier.pretraining.pictures import Pictures, augment, mix
+from vlmclassifier.pretraining.pictures import Pictures, augment, keyed_generator, mix
 from vlmclassifier.pretraining.recipes import ClipRecipe
 from vlmclassifier.prompts import CAPTION
 
@@ -109,7 +109,7 @@ class ClipTraining:
         parts = rows.chunk(PARTS)
         targets = F.one_hot(self.pictures.labels[rows], len(self.head.weight)).float()  # [batch, classes]
         if self.recipe.augment:
-            generator = torch.Generator().manual_seed((self.seed << 32) + number)
+            generator = keyed_generator(f"augment:{self.seed}:{number}")
             pixel_values, targets = mix(augment(self.pictures.values(rows), generator), targets, generator)
             parts = pixel_values.chunk(PARTS)
         seen = self.optimisation.map(self.see, parts)

@@ -18,7 +18,7 @@ from transformers import (
 from vlmclassifier.plane_figures.texts import Text, dialogue
 from vlmclassifier.pretraining.language import batches, collate, encode, next_token_loss
 from vlmclassifier.pretraining.optimisation import Optimisation, one_core_threads
-from vlmclassifier.pretraining.pictures import Pictures, augment
+from vlmclassifier.pretraining.pictures import Pictures, augment, keyed_generator
 from vlmclassifier.pretraining.recipes import VlmRecipe
 from vlmclassifier.prompts import WORDINGS
 
@@ -67,8 +67,7 @@ def view_features(model: LlavaForConditionalGeneration, pictures: Pictures, view
         view, rows = job
         pixel_values = pictures.values(rows)
         if view:
-            key = (seed << 40) + (view << 32) + int(rows[0])
-            pixel_values = augment(pixel_values, torch.Generator().manual_seed(key))
+            pixel_values = augment(pixel_values, keyed_generator(f"view:{seed}:{view}:{int(rows[0])}"))
         hidden = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[-2]
         return hidden[:, 1:]  # without the class token
 

@@ -87,18 +87,15 @@ class Optimisation:
             parameter.grad = None
 
     def run(
-        self, step: Callable[[int], float], steps: int, title: str, after: Callable[[int], bool | None] | None = None
+        self, step: Callable[[int], float], steps: int, title: str, after: Callable[[int], None] | None = None
     ) -> list[float]:
-        """Call `step(number)`, which fills the gradients and returns its loss, `steps` times; return the losses.
-
-        `after(number)` may return True to stop early.
-        """
+        """Call `step(number)`, which fills the gradients and returns its loss, `steps` times; return the losses."""
         losses = []
         for number in tqdm(range(steps), desc=title, unit="step", mininterval=2.0):
             losses.append(step(number))
             self.step(rate(number, steps))
-            if after is not None and after(number):
-                break
+            if after is not None:
+                after(number)
         self.pool.shutdown()
         return losses
 

@@ -42,7 +42,7 @@ def load_pixels(examples: Sequence[Example], root: Path, size: int, cache: Path)
 
 def _decode(examples: Sequence[Example], root: Path, size: int) -> np.ndarray:
     images = [open_image(example.image, root, example.row) for example in examples]
-    return np.stack([np.asarray(image.resize((size, size))) for image in images])  # Pillow's bicubic, as in CLIP
+    return np.stack([np.asarray(image.resize((size, size))) for image in images])  # bicubic
 
 
 class Pictures:
@@ -62,7 +62,7 @@ class Pictures:
         kept, held_out = [], []
         for label in self.labels.unique():
             rows = (self.labels == label).nonzero()[:, 0]
-            rows = rows[torch.randperm(len(rows), generator=_generator(f"split:{seed}:{int(label)}"))]
+            rows = rows[torch.randperm(len(rows), generator=keyed_generator(f"split:{seed}:{int(label)}"))]
             count = max(1, round(share * len(rows))) if share and len(rows) > 2 else 0
             held_out.append(rows[:count])
             kept.append(rows[count:])
@@ -70,7 +70,7 @@ class Pictures:
 
     def order(self, rows: Tensor, count: int, balanced: bool, seed: int) -> Tensor:
         """`count` rows to train on one after the other: shuffled epochs, or drawn with weights count^-1/2 by class."""
-        generator = _generator(f"order:{seed}")
+        generator = keyed_generator(f"order:{seed}")
         if balanced:
             weights = torch.bincount(self.labels[rows])[self.labels[rows]].float() ** -0.5
             return rows[torch.multinomial(weights, count, replacement=True, generator=generator)]
@@ -78,7 +78,8 @@ class Pictures:
         return rows[torch.cat(epochs)[:count]]
 
 
-def _generator(key: str) -> torch.Generator:
+def keyed_generator(key: str) -> torch.Generator:
+    """A generator for one purpose; torch itself would drop all but 32 bits of a composed number."""
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
 
 

@@ -1,4 +1,4 @@
-"""What a mini training does, in numbers. A recipe is data: pretrain_mini.py shows each stage's part of it."""
+"""What a mini training does, in numbers. A recipe is data; its part is kept in each checkpoint's training.json."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 class ClipRecipe:
     """The contrastive model. Rates are peaks: 30 steps of warm-up, linear decay over the last 70%."""
 
-    steps: int = 440
+    steps: int = 560
     batch: int = 128
     width: int = 128
     layers: int = 4
@@ -56,11 +56,11 @@ class VlmRecipe:
 
 @dataclass(frozen=True)
 class NamingRecipe:
-    """How often texts name a class of frequency rank r = 0, 1, ...: min(1, (head / (r + 1))^exponent)."""
+    """How often texts name a class of frequency rank r = 0, 1, ...: min(1, (head x classes / (r + 1))^exponent)."""
 
-    head: float = 12.0
+    head: float = 12 / 96  # share of the classes that are always named
     exponent: float = 1.2
-    never: int = 15  # the last ranks are never named
+    never: float = 15 / 96  # share of the classes that are never named
     keep_generic: float = 0.15  # share of the unnamed pictures that get a generic word; the others are left out
 
 
@@ -84,7 +84,7 @@ RECIPES = {
         ),
         lm=LmRecipe(texts=8_000, steps=250),
         vlm=VlmRecipe(pictures=1_000_000, views=6),
-        naming=NamingRecipe(head=20.0, exponent=1.0, never=0, keep_generic=0.3),
+        naming=NamingRecipe(head=0.2, exponent=1.0, never=0.0, keep_generic=0.3),
     ),
     "smoke": Recipe(
         clip=ClipRecipe(steps=20, batch=64), lm=LmRecipe(texts=1_000, steps=20),

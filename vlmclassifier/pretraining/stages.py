@@ -8,6 +8,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +32,7 @@ from vlmclassifier.runs import versions
 
 RECORD = "training.json"
 FITTED = "fitted.json"
-LM_STEP, VLM_STEP = 1.0, 1.0  # seconds of their steps over those of CLIP's
+LM_STEP, VLM_STEP = 1.0, 1.2  # seconds of their steps over those of CLIP's
 TRAINING_SHARE = 0.85  # of the time; the rest goes into starting, decoding and features
 
 
@@ -53,7 +54,8 @@ class Training:
         """The checkpoint folder of a stage; other frequencies than zipf have VLMs of their own."""
         if stage != "vlm" or self.frequency == "zipf":
             return self.out / stage
-        return self.out / f"vlm-{Path(self.frequency).stem}"
+        table = self.frequency.endswith(".json")
+        return self.out / (f"vlm-table-{Path(self.frequency).stem}" if table else f"vlm-{self.frequency}")
 
     def config(self, stage: str) -> dict:
         """Everything that decides the weights of a stage."""
@@ -63,10 +65,11 @@ class Training:
             return common | {"manifest": self.manifest, "size": self.recipe.size}
         facts = hashlib.sha256(repr(sorted(self.world.facts.items())).encode()).hexdigest()
         if stage == "lm":
-            return common | {"facts": facts, "tokenizer": self.tokenizer}
-        shares = self.shares()
+            sample = [language_text(number, self.world, self.seed) for number in range(200)]  # the wordings, too
+            texts = hashlib.sha256(repr(sample).encode()).hexdigest()
+            return common | {"facts": facts, "tokenizer": self.tokenizer, "texts": texts}
         return common | {
-            "naming": recipe["naming"], "frequency": self.frequency, "shares": shares,
+            "naming": recipe["naming"], "shares": self.shares(),
             "from": {other: _hash(self.config(other)) for other in ("clip", "lm")},
         }  # fmt: skip
 
@@ -74,6 +77,17 @@ class Training:
         """The share of each class's pictures whose texts name it."""
         naming = self.recipe.naming
         return naming_shares(self.world.names, self.frequency, self.seed, naming.head, naming.exponent, naming.never)
+
+    def naming(self) -> Naming:
+        """Which pictures of the VLM are named, which are generic. Raises UserError when nothing is left to say."""
+        examples = first_of_each_class(self.examples, self.recipe.vlm.pictures)
+        naming = assign_naming(examples, self.shares(), self.recipe.naming.keep_generic, self.seed)
+        if not any([*naming.named.values(), *naming.generic.values()]):
+            raise UserError(
+                f"With --frequency {self.frequency} no picture is named or gets a generic text: raise --naming-head or "
+                "--keep-generic."
+            )
+        return naming
 
     def finished(self, stage: str) -> bool:
         """Whether the stage's checkpoint is there. Raises UserError when its folder holds another training."""
@@ -203,7 +217,7 @@ def train_vlm(training: Training) -> None:
     examples = first_of_each_class(training.examples, recipe.pictures)
     pictures = load_pictures(training, examples)
     features = llava.view_features(model, pictures, recipe.views, training.seed)  # [views x pictures, patches, width]
-    naming = assign_naming(examples, training.shares(), training.recipe.naming.keep_generic, training.seed)
+    naming = training.naming()
     losses, texts = {}, {}
     for stage in ("pretrain", "instruct"):
         texts[stage] = stage_texts(training, examples, naming, stage)
@@ -252,17 +266,20 @@ def stage_texts(training: Training, examples: Sequence[Example], naming: Naming,
 
 
 def write_texts(training: Training, texts: dict[str, list[Text]], naming: Naming, examples: Sequence[Example]) -> None:
-    """The VLM's texts in LLaVA's format, and how often each class was to be named."""
+    """The VLM's texts in LLaVA's format; how many pictures and texts name each class."""
     folder = training.folder("vlm").with_name(training.folder("vlm").name + "-texts")
     folder.mkdir(parents=True, exist_ok=True)
     for stage, rows in texts.items():
         text = json.dumps(llava_items(rows), ensure_ascii=False, indent=0)
         (folder / f"{stage}.json").write_text(text + "\n", encoding="utf-8")
-    shares = training.shares()
+    shares, label = training.shares(), {example.id: example.label for example in examples}
+    read = {stage: Counter(label[t.image] for t in rows if t.image and label[t.image] in t.answer + t.prompt)
+            for stage, rows in texts.items()}  # fmt: skip
+    pictures = Counter(label.values())
     rows = {
         name: {
-            "share": shares[name], "pictures": sum(e.label == name for e in examples),
-            "named": len(naming.named[name]), "generic": len(naming.generic[name]),
+            "share": shares[name], "pictures": pictures[name], "named": len(naming.named[name]),
+            "generic": len(naming.generic[name]), **{f"texts_{stage}": read[stage][name] for stage in read},
         }
         for name in training.world.names
     }  # fmt: skip
@@ -293,9 +310,13 @@ def _take_line(taken: object) -> None:
 
 def fit_into(training: Training, minutes: float) -> Training:
     """The same training with as many steps as this machine does in about `minutes`; kept in OUT/fitted.json."""
-    file = training.out / FITTED
-    seconds = seconds_per_step(training)
-    recipe = training.recipe
+    trained = [stage for stage in ("clip", "lm", "vlm") if training.folder(stage).exists()]
+    if trained:
+        raise UserError(
+            f"--minutes decides before the first stage, but {training.folder(trained[0])} is trained already: leave it "
+            "out or choose another --out."
+        )
+    file, recipe, seconds = training.out / FITTED, training.recipe, seconds_per_step(training)
     whole = seconds * (
         recipe.clip.steps + LM_STEP * recipe.lm.steps + VLM_STEP * (recipe.vlm.steps + recipe.vlm.first_steps)
     )
@@ -309,8 +330,11 @@ def fit_into(training: Training, minutes: float) -> Training:
 
 def with_steps(training: Training, steps: dict[str, int]) -> Training:
     """The same training with other numbers of steps."""
-    changed = {stage: replace(getattr(training.recipe, stage), steps=count) for stage, count in steps.items()}
-    return replace(training, recipe=replace(training.recipe, **changed))
+    recipe = training.recipe
+    changed = {stage: replace(getattr(recipe, stage), steps=count) for stage, count in steps.items()}
+    first = max(1, round(recipe.vlm.first_steps * steps["vlm"] / recipe.vlm.steps))
+    changed["vlm"] = replace(changed["vlm"], first_steps=first)
+    return replace(training, recipe=replace(recipe, **changed))
 
 
 def fitted(training: Training, minutes: float) -> Training | None:
