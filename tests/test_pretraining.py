@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import pretrain, script
+from torch import nn
 
 from vlmclassifier import load_clip, load_vlm, open_image
 from vlmclassifier.benchmarks import BENCHMARKS, class_names, find_benchmark, load_examples
@@ -314,3 +315,25 @@ def test_texts_and_their_counts_agree(trained, world):
 def test_the_first_pictures_of_each_class_in_the_manifests_order():
     rows = [Example(f"{label}{i}", "", "", label, 0, "train") for i in range(3) for label in "ab"]
     assert [row.id for row in first_of_each_class(rows, 2)] == ["a0", "b0", "a1", "b1"]
+
+
+def test_muon_in_float32_is_torchs():
+    """The same updates as torch's bfloat16 ones, to their precision; a matrix without a gradient stays as it is."""
+    from vlmclassifier.pretraining.optimisation import Muon
+
+    torch.manual_seed(0)
+    shapes = [(64, 128), (128, 64), (64, 128), (32, 32)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(matrix.detach().clone()) for matrix in ours]
+    start = [matrix.detach().clone() for matrix in ours]
+    muon = Muon(ours, 1e-2)
+    reference = torch.optim.Muon(theirs, 1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        for mine, other in zip(ours[:-1], theirs[:-1], strict=True):
+            mine.grad = torch.randn(mine.shape)
+            other.grad = mine.grad.clone()
+        muon.step()
+        reference.step()
+    for mine, other, before in zip(ours[:-1], theirs[:-1], start[:-1], strict=True):
+        assert (mine - other).norm() < 0.02 * (other - before).norm()
+    assert torch.equal(ours[-1], start[-1])

@@ -15,9 +15,49 @@ from tqdm import tqdm
 WARM_UP = 30  # steps
 DECAY = 0.7  # share of the steps, at the end
 PARTS = 2
+MOMENTUM = 0.95
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon in float32 (Jordan et al., 2024; sizes as AdamW's: Liu et al., 2025), matrices of one shape together.
+
+    torch.optim.Muon orthogonalises in bfloat16, which is 30 times slower on a CPU without instructions for it.
+    """
+
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float) -> None:
+        super().__init__(matrices, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every matrix that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    by_shape.setdefault(matrix.shape, []).append(matrix)
+            for shape, matrices in by_shape.items():
+                gradients = [matrix.grad for matrix in matrices]
+                momenta = [self.state[m].setdefault("momentum", torch.zeros_like(m)) for m in matrices]
+                torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+                update = orthogonal(torch.stack(gradients).lerp(torch.stack(momenta), MOMENTUM))  # Nesterov's
+                torch._foreach_add_(matrices, update.unbind(), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Roughly U V^T of every matrix U S V^T, by Newton-Schulz iteration: singular values of 0.7 to 1.2.
+
+    `matrices`: [count, rows, columns].
+    """
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT  # [count, short side, short side]
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x if wide else x.mT
 
 
 class Optimisation:
@@ -34,16 +74,7 @@ class Optimisation:
                     (kind if parameter.ndim == 2 else others)[parameter] = None
         self.parameters = [*matrices, *others]
         halves = [list(matrices)[part::PARTS] for part in range(PARTS)]
-        self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
-                half,
-                lr=matrix_rate,
-                weight_decay=0.0,
-                adjust_lr_fn="match_rms_adamw",
-            )
-            for half in halves
-            if half
-        ]
+        self.optimisers: list[torch.optim.Optimizer] = [Muon(half, matrix_rate) for half in halves if half]
         if others:
             self.optimisers.append(torch.optim.AdamW(others, lr=other_rate, weight_decay=0.0, betas=(0.9, 0.98)))
 
