@@ -8,24 +8,32 @@ Writes outputs/main_results/NAME/{run.json, predictions.jsonl, scores.csv}. Stop
 goes on where it stopped. Start it several times, or under `accelerate launch`, and the processes share the work.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from PIL.Image import Image
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import Evaluation, load_evaluation
-from vlmclassifier.images import open_image, prefetch
+from vlmclassifier.images import image_size, open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
 from vlmclassifier.prompts import build_question, new_tokens, parse_candidates, setting_name
 from vlmclassifier.records import ContextError, Example, Prediction, Question
 from vlmclassifier.runs import Run, fingerprint, open_run
 from vlmclassifier.tables import OUTPUTS, write_scores
 
+if TYPE_CHECKING:
+    from vlmclassifier.vlm import VLM
+
 
 @dataclass
 class Args:
     model: str = "llava-1.5-7b"
-    """A key of vlmclassifier/models.py."""
+    """A key of vlmclassifier/models.py, any other hub id OWNER/NAME, or a checkpoint folder."""
     weights: Path | None = None
     """Local checkpoint folder; without it paths.toml, then the hub."""
     benchmark: str = "flowers"
@@ -90,6 +98,7 @@ def main(args: Args) -> None:
 
 def answer(args: Args, task: Evaluation, folder: Path, run: Run, title: str) -> None:
     """Ask the model about every pending picture, batch by batch."""
+    from vlmclassifier.devices import Halving
     from vlmclassifier.vlm import load_vlm
 
     vlm = load_vlm(args.model, folder, args.device, args.dtype)
@@ -101,25 +110,51 @@ def answer(args: Args, task: Evaluation, folder: Path, run: Run, title: str) -> 
         question = build_question(example, task.names, count, args.wording, args.order, args.seed)
         return question, vlm.prompt(question.text, args.chain_of_thought)
 
-    def load(ids: list[str]) -> tuple[list[tuple[Question, str]], dict]:
+    def load(ids: list[str]) -> tuple[list[Question], list[tuple[Image, str]], dict]:
         images = [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
-        asked = [ask(examples[i]) for i in ids]
-        return asked, vlm.prepare(images, [prompt for _, prompt in asked])
+        questions, prompts = zip(*(ask(examples[i]) for i in ids), strict=True)
+        return questions, list(zip(images, prompts, strict=True)), vlm.prepare(images, prompts)
 
-    varying = count is not None and args.candidates != "all"  # otherwise all prompts have the same words
-    prompts = sorted((ask(e)[1] for e in task.examples[: None if varying else 1]), key=len)
+    check_context(vlm, [ask(example)[1] for example in varying(args, task)], max_new_tokens, task, run)
+    halving = Halving()
+    with cli.progress(run, title) as advance:
+        for ids, (questions, asked, inputs) in prefetch(run.pending(args.batch_size), load):
+            answers = halving(partial(generate, vlm, inputs, len(ids), max_new_tokens), asked)
+            rows = zip([examples[i] for i in ids], questions, asked, answers, strict=True)
+            run.append(
+                [
+                    Prediction(e.id, e.label, e.class_index, p, q.choices, text, None, None)
+                    for e, q, (_, p), text in rows
+                ]
+            )
+            advance()
+
+
+def generate(vlm: "VLM", inputs: dict, count: int, max_new_tokens: int, part: Sequence[tuple[Image, str]]) -> list[str]:
+    """Answers to (picture, prompt) pairs; `inputs`: prepared ahead for all `count` pairs of the batch."""
+    if len(part) < count:  # the batch did not fit into the memory as a whole
+        inputs = vlm.prepare(*zip(*part, strict=True))
+    return vlm.generate(inputs, max_new_tokens)
+
+
+def varying(args: Args, task: Evaluation) -> Sequence[Example]:
+    """The examples whose prompts have different words: all with K candidates each, else one stands for all."""
+    return task.examples if args.candidates not in ("none", "all") else task.examples[:1]
+
+
+def check_context(vlm: "VLM", prompts: list[str], max_new_tokens: int, task: Evaluation, run: Run) -> None:
+    """Before the first picture: does the longest prompt fit? Raises ContextError, noted in the run for the tables."""
+    longest = sorted(prompts, key=len)[-16:]
+    sizes = {}
+    if vlm.image_size_matters(longest[-1]):
+        with ThreadPoolExecutor(16) as pool:
+            known = pool.map(image_size, [example.image for example in task.examples])
+            sizes = {"sizes": [size for size in known if size] or [(224, 224)]}
     try:
-        vlm.check_context(prompts[-16:], max_new_tokens)
+        vlm.check_context(longest, max_new_tokens, **sizes)
     except ContextError as error:
         run.not_applicable(str(error))
         raise
-    with cli.progress(run, title) as advance:
-        for ids, (asked, inputs) in prefetch(run.pending(args.batch_size), load):
-            rows = zip([examples[i] for i in ids], asked, vlm.generate(inputs, max_new_tokens), strict=True)
-            run.append(
-                [Prediction(e.id, e.label, e.class_index, p, q.choices, text, None, None) for e, (q, p), text in rows]
-            )
-            advance()
 
 
 if __name__ == "__main__":

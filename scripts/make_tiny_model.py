@@ -19,17 +19,20 @@ class Args:
     out: Path
     """The folder to write, an ordinary checkpoint folder."""
     model: str = "llava-1.5-7b"
-    """A key of vlmclassifier/models.py, or "all": one folder per model below --out."""
+    """A key of vlmclassifier/models.py, or "all": one folder below --out for every model that has a miniature."""
     seed: int = 0
     """Seed of the random weights: the same seed gives the same bytes."""
 
 
 def main(args: Args) -> None:
     if args.model != "all" and args.model not in MODELS:
-        raise UserError(f"There is no miniature of {args.model!r}: choose one of {', '.join(MODELS)} or all.")
-    from vlmclassifier.tiny import make_tiny
+        raise UserError(
+            f"There is no miniature of {args.model!r}, only of registered models, whose architecture is known without "
+            f"their weights: choose one of {', '.join(MODELS)} or all."
+        )
+    from vlmclassifier.tiny import has_miniature, make_tiny
 
-    specs = list(MODELS.values()) if args.model == "all" else [MODELS[args.model]]
+    specs = list(filter(has_miniature, MODELS.values())) if args.model == "all" else [MODELS[args.model]]
     for spec in specs:
         folder = make_tiny(spec, args.out / spec.key if args.model == "all" else args.out, args.seed)
         print(f"{spec.key}: {folder}")

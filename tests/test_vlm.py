@@ -19,7 +19,8 @@ from vlmclassifier.benchmarks import load_evaluation
 from vlmclassifier.images import open_image
 from vlmclassifier.records import ContextError, UserError
 from vlmclassifier.runs import read_run
-from vlmclassifier.vlm import _device_map, load_vlm
+from vlmclassifier.vlm import load_vlm
+from vlmclassifier.vlm.loading import _device_map
 
 QUESTION = "What type of object is in this photo?"
 PLAIN = {

@@ -1,10 +1,12 @@
-"""CLIP through open_clip or transformers: three verbs, `encode_images`, `class_features`, `classify`."""
+"""CLIP by open_clip or transformers, SigLIP, a supervised ViT: `encode_images`, `class_features`, `classify`."""
 
+import pickle
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import open_clip
@@ -16,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlmclassifier.benchmarks import BENCHMARKS, class_names
 from vlmclassifier.devices import resolve_device, resolve_dtype
 from vlmclassifier.models import ModelSpec, check_source, find_model, hub_error, local_checkpoint
 from vlmclassifier.prompts import CAPTION
 from vlmclassifier.records import UserError
 
 TEXT_BATCH = 256
+SUPERVISED = "torchvision/"  # how the source of a supervised classifier begins
 
 
 class CLIP:
@@ -105,6 +109,56 @@ class TransformersCLIP(CLIP):
         ]
 
 
+class TransformersSigLIP(TransformersCLIP):
+    """The same verbs on a transformers `SiglipModel`, whose text tower has learnt on texts padded to its context."""
+
+    def _see(self, pixel_values: Tensor) -> Tensor:
+        return self.model.vision_model(pixel_values).pooler_output
+
+    def _read(self, captions: list[str]) -> list[Tensor]:
+        context = self.model.config.text_config.max_position_embeddings
+        inputs = self.tokenizer(
+            captions, padding="max_length", max_length=context, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        return [self.model.text_model(input_ids=ids).pooler_output for ids in inputs["input_ids"].split(TEXT_BATCH)]
+
+
+class Supervised(CLIP):
+    """The supervised baseline of the reference: a classifier of ImageNet's 1,000 classes behind the same verbs.
+
+    A picture's features are the logits, a class's feature picks its own: the product is the class's logit.
+    """
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """Logits [batch, 1000] in float32; of two classes with one name, the first has the larger of both."""
+        pixel_values = images if isinstance(images, Tensor) else self.prepare(images)
+        logits = self.model(pixel_values.to(self.device, self.dtype)).float()  # [batch, 1000]
+        first = self._first()
+        for place, name in enumerate(self._names()):
+            logits[:, first[name]] = torch.maximum(logits[:, first[name]], logits[:, place])
+        return logits
+
+    def class_features(self, names: Sequence[str], caption: str = CAPTION) -> Tensor:
+        """One row per class that picks its logit: [classes, 1000]. Raises UserError for another benchmark's names."""
+        first, known = self._first(), len(self._names())
+        strange = [name for name in names if name not in first]
+        if strange:
+            raise UserError(
+                f"{self.spec.key} knows ImageNet's 1,000 classes only, not {strange[0]!r}: use --benchmark imagenet."
+            )
+        return F.one_hot(torch.tensor([first[name] for name in names]), known).float().to(self.device)
+
+    @staticmethod
+    @cache
+    def _names() -> tuple[str, ...]:
+        return tuple(class_names(BENCHMARKS["imagenet"]))
+
+    @classmethod
+    def _first(cls) -> dict[str, int]:
+        return {name: place for place, name in reversed(list(enumerate(cls._names())))}
+
+
 @contextmanager
 def _causal_text_cut(text: torch.nn.Module, length: int) -> Iterator[int | None]:
     """Let open_clip's causal text tower take `length` tokens; None where the tower needs its whole context."""
@@ -122,12 +176,14 @@ def _causal_text_cut(text: torch.nn.Module, length: int) -> Iterator[int | None]
 def load_clip(model: str, weights: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> CLIP:
     """Load a registered model or any open_clip NAME/TAG from a local file or folder, paths.toml or the hub.
 
-    A folder holds open_clip_config.json and safetensors, or a transformers CLIPModel with its tokenizer and image
-    processor; a file belongs to the architecture NAME: safetensors, a pickle (opened with weights_only=True) or
-    OpenAI's own TorchScript archives. Raises UserError when the weights are missing, unsafe, unfit or out of reach.
+    A folder holds open_clip_config.json and safetensors, or a transformers CLIPModel or SiglipModel with its tokenizer
+    and image processor; a file belongs to the architecture NAME: safetensors, a pickle (opened with weights_only=True)
+    or OpenAI's own TorchScript archives. Raises UserError when the weights are missing, unsafe, unfit or out of reach.
     """
     spec = find_model(model, "clip")
     checkpoint = checkpoint_path(spec, Path(weights) if weights else None)
+    if spec.source is not None and spec.source.startswith(SUPERVISED):
+        return _load_supervised(spec, checkpoint, resolve_device(device), dtype)
     if checkpoint.is_dir() and not (checkpoint / "open_clip_config.json").is_file():
         return _load_transformers(spec, checkpoint, resolve_device(device), dtype)
     if spec.source is None:
@@ -160,19 +216,50 @@ def load_clip(model: str, weights: str | Path | None = None, device: str = "auto
 
 
 def _load_transformers(spec: ModelSpec, folder: Path, place: str, dtype: str) -> TransformersCLIP:
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel, SiglipModel
 
+    kinds = {"clip": (CLIPModel, TransformersCLIP), "siglip": (SiglipModel, TransformersSigLIP)}
     try:
-        network, info = CLIPModel.from_pretrained(
+        model_type = AutoConfig.from_pretrained(folder).model_type
+        model_class, verbs = kinds.get(model_type, (None, None))
+        if model_class is None:
+            raise UserError(
+                f"The checkpoint {folder} holds a {model_type} model, neither a CLIP nor a SigLIP: mend --weights or "
+                "paths.toml."
+            )
+        network, info = model_class.from_pretrained(
             folder, dtype=getattr(torch, resolve_dtype(dtype, place)), use_safetensors=True, output_loading_info=True
         )
         processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"The checkpoint {folder} does not load as a transformers CLIP ({first_line}).") from error
-    if network.config.model_type != "clip" or info["missing_keys"]:
-        raise UserError(f"The checkpoint {folder} is not a whole transformers CLIPModel: mend --weights or paths.toml.")
-    return TransformersCLIP(network.to(place), processor, tokenizer, spec)
+        raise UserError(f"The checkpoint {folder} does not load as a transformers model ({first_line}).") from error
+    if info["missing_keys"]:
+        raise UserError(f"The checkpoint {folder} is not a whole {model_class.__name__}: mend --weights or paths.toml.")
+    return verbs(network.to(place), processor, tokenizer, spec)
+
+
+def _load_supervised(spec: ModelSpec, file: Path, place: str, dtype: str) -> Supervised:
+    import torchvision
+    from safetensors.torch import load_file
+
+    name = spec.source.split("/")[1]
+    try:
+        with torch.device("meta"):
+            network = torchvision.models.get_model(name)
+        state = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+        network.load_state_dict(state, assign=True)
+    except (RuntimeError, OSError, ValueError, TypeError, AttributeError, pickle.UnpicklingError, EOFError,
+            SafetensorError) as error:  # fmt: skip
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"The weights {file} do not load as torchvision's {name} ({first_line}).") from error
+    transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    network = network.requires_grad_(False).to(place, getattr(torch, resolve_dtype(dtype, place)))
+    return Supervised(network, transform, None, spec)
 
 
 def _is_torchscript(checkpoint: Path) -> bool:
@@ -198,6 +285,11 @@ def checkpoint_path(spec: ModelSpec, weights: Path | None = None) -> Path:
     if path is not None:
         return path
     check_source(spec)
+    if spec.source.startswith(SUPERVISED):
+        raise UserError(
+            f"{spec.key} is read from a local file of torchvision's weights: pass it with --weights or name it in "
+            "paths.toml below [models]."
+        )
     architecture, tag = spec.source.split("/")
     settings = get_pretrained_cfg(architecture, tag)
     if not settings:

@@ -1,10 +1,16 @@
-"""Which device and number format a model runs in."""
+"""Which device and number format a model runs in, and batches that fit into its memory."""
 
 import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
 from vlmclassifier.records import UserError
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def resolve_device(device: str) -> str:
@@ -27,3 +33,30 @@ def resolve_device(device: str) -> str:
 def resolve_dtype(dtype: str, device: str) -> str:
     """The name of the torch dtype of --dtype: "auto" is bfloat16 on a GPU and float32 on the CPU."""
     return ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
+
+
+class Halving:
+    """Runs batches; where one does not fit into the device's memory, it and all later ones run in smaller parts."""
+
+    def __init__(self) -> None:
+        self.size: int | None = None  # rows that are known to fit; None: whatever comes
+
+    def __call__(self, work: Callable[[Sequence[T]], Sequence[U]], rows: Sequence[T]) -> list[U]:
+        """`work(rows)`, in one part or several. Raises UserError when not even one row fits."""
+        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+        while True:
+            size = min(self.size or len(rows), len(rows))
+            try:
+                return [one for start in range(0, len(rows), size) for one in work(rows[start : start + size])]
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+            clear_device_cache(garbage_collection=True)  # behind the handler: its traceback holds the batch's tensors
+            if size == 1:
+                raise UserError(
+                    "Not even one picture fits into the memory: use a smaller model, --dtype bfloat16, or fewer "
+                    "--max-new-tokens."
+                )
+            self.size = -(-size // 2)
+            print(f"out of memory at {size} pictures: going on with {self.size}, same answers", file=sys.stderr)

@@ -7,7 +7,7 @@ from queue import Queue
 from threading import Semaphore, Thread
 from typing import TypeVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vlmclassifier.records import UserError
 
@@ -49,6 +49,21 @@ def open_image(path: str | Path, root: str | Path | None = None, row: str = "") 
         raise UserError(f"{where} is not a picture in a known format: replace it or remove its row.") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for broken data
         raise UserError(f"{where} cannot be decoded ({error}): replace the file or remove its row.") from None
+
+
+def image_size(path: str | Path) -> tuple[int, int] | None:
+    """Width and height of the upright picture from the file's head alone; None where it cannot be read.
+
+    `open_image` says what is wrong with such a file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                return (image.height, image.width) if turned else image.size
+    except Exception:  # Pillow raises many kinds on a broken head or EXIF block
+        return None
 
 
 def _upright(image: Image.Image) -> Image.Image:

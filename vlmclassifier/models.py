@@ -19,10 +19,10 @@ class ModelSpec:
 
     key: str
     kind: Literal["vlm", "clip"]
-    source: str | None  # vlm: the hub id for transformers; clip: NAME/TAG for open_clip; None: trained here
+    source: str | None  # vlm: a hub id; clip: NAME/TAG for open_clip, or torchvision/NAME; None: trained here
     paper_name: str | None = None
-    architecture: str | None = None  # vlm: the model_type of its config.json
-    template: str | None = None  # vlm: a key of prompts.TEMPLATES
+    architecture: str | None = None  # vlm: the model_type of its config.json; None: any
+    template: str | None = None  # vlm: a key of prompts.TEMPLATES; None: the processor's own chat template
 
 
 MODELS = {
@@ -30,31 +30,60 @@ MODELS = {
     for spec in (
         ModelSpec("llava-1.5-7b", "vlm", "llava-hf/llava-1.5-7b-hf", "LLaVA1.5-7B", "llava", "llava-1.5"),
         ModelSpec("llava-1.5-13b", "vlm", "llava-hf/llava-1.5-13b-hf", "LLaVA1.5-13B", "llava", "llava-1.5"),
+        ModelSpec("llava-next-vicuna-7b", "vlm", "llava-hf/llava-v1.6-vicuna-7b-hf", "LLaVANeXT-V7B", "llava_next",
+                  "llava-next-vicuna"),
+        ModelSpec("llava-next-mistral-7b", "vlm", "llava-hf/llava-v1.6-mistral-7b-hf", "LLaVANeXT-M7B", "llava_next",
+                  "llava-next-mistral"),
         ModelSpec("blip2-2.7b", "vlm", "Salesforce/blip2-opt-2.7b", "BLIP2-2.7B", "blip-2", "blip"),
+        ModelSpec("instructblip-7b", "vlm", "Salesforce/instructblip-vicuna-7b", "IBLIP-7B", "instructblip", "blip"),
+        ModelSpec("instructblip-13b", "vlm", "Salesforce/instructblip-vicuna-13b", "IBLIP-13B", "instructblip", "blip"),
+        # Today's models: their processors write the prompt; PaliGemma's has no chat template.
+        ModelSpec("qwen2.5-vl-7b", "vlm", "Qwen/Qwen2.5-VL-7B-Instruct", architecture="qwen2_5_vl"),
+        ModelSpec("qwen3-vl-8b", "vlm", "Qwen/Qwen3-VL-8B-Instruct", architecture="qwen3_vl"),
+        ModelSpec("internvl3-8b", "vlm", "OpenGVLab/InternVL3-8B-hf", architecture="internvl"),
+        ModelSpec("llava-onevision-7b", "vlm", "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+                  architecture="llava_onevision"),
+        ModelSpec("smolvlm2-2.2b", "vlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", architecture="smolvlm"),
+        ModelSpec("paligemma2-3b", "vlm", "google/paligemma2-3b-mix-448", None, "paligemma", "paligemma"),
+        ModelSpec("gemma3-4b", "vlm", "google/gemma-3-4b-it", architecture="gemma3"),
+        ModelSpec("idefics3-8b", "vlm", "HuggingFaceM4/Idefics3-8B-Llama3", architecture="idefics3"),
+        ModelSpec("pixtral-12b", "vlm", "mistral-community/pixtral-12b", architecture="llava"),
         ModelSpec("clip-vit-l-336", "clip", "ViT-L-14-336-quickgelu/openai", "CLIP-L"),
         ModelSpec("eva-clip-g", "clip", "EVA01-g-14-plus/merged2b_s11b_b114k", "EVA-G"),
+        # The supervised baseline of the reference: ImageNet only, from torchvision's local weights.
+        ModelSpec("vit-b-16", "clip", "torchvision/vit_b_16"),
         # Trained from scratch by training_analysis/pretrain_mini.py.
         ModelSpec("mini-llava", "vlm", None, None, "llava", "llava-1.5"),
         ModelSpec("mini-clip", "clip", None),
     )
-}
+}  # fmt: skip
 
 
 def find_model(key: str, kind: Literal["vlm", "clip"]) -> ModelSpec:
-    """The spec of a registered model; for CLIP also any open_clip NAME/TAG, such as ViT-B-32/laion2b_s34b_b79k.
+    """The spec of a registered model, or of a folder or hub id that is not registered.
 
-    Raises UserError for an unknown key (the nearest is named) or one that another script serves.
+    A registered model's hub id stands for its key. For CLIP, NAME/TAG is open_clip's, such as
+    ViT-B-32/laion2b_s34b_b79k. Raises UserError for an unknown key (the nearest is named) or one that another script
+    serves.
     """
     if key in MODELS and MODELS[key].kind == kind:
         return MODELS[key]
     if key in MODELS:
-        raise UserError(f"{key} is a {MODELS[key].kind} model: use main_results/classify_{MODELS[key].kind}.py.")
-    if kind == "clip" and key.count("/") == 1:
-        return ModelSpec(key.replace("/", "-"), "clip", key)
-    known = [name for name, spec in MODELS.items() if spec.kind == kind]
-    near = get_close_matches(key, known, 1, 0.0)[0]
-    also = " or an open_clip NAME/TAG" if kind == "clip" else ""
-    raise UserError(f"Unknown model {key!r}: the nearest is {near!r}; choose one of {', '.join(known)}{also}.")
+        other = "clip" if MODELS[key].kind == "clip" else "vlm"
+        raise UserError(f"{key} is a {other} model: use main_results/classify_{other}.py.")
+    known = {spec.source: spec for spec in MODELS.values() if spec.kind == kind and spec.source}
+    if key in known:
+        return known[key]
+    if Path(key).is_dir():
+        return ModelSpec(Path(key).resolve().name, kind, key)
+    if key.count("/") == 1 and all(key.split("/")):
+        return ModelSpec(key.replace("/", "-"), kind, key)
+    names = [name for name, spec in MODELS.items() if spec.kind == kind]
+    near = get_close_matches(key, names, 1, 0.0)[0]
+    also = "an open_clip NAME/TAG" if kind == "clip" else "a hub id OWNER/NAME"
+    raise UserError(
+        f"Unknown model {key!r}: the nearest is {near!r}; choose one of {', '.join(names)}, {also}, or a folder."
+    )
 
 
 def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | None:
@@ -64,6 +93,8 @@ def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | Non
     folder whose only weights are pickles, which can run code when they are opened.
     """
     path = weights or local_path("models", spec.key)
+    if path is None and spec.source is not None and Path(spec.source).is_dir():
+        path = Path(spec.source)
     if path is None:
         return None
     if not path.exists():

@@ -15,7 +15,13 @@ WORDINGS = {
 # {thought} is empty or THOUGHT. A model without an entry here uses its processor's own chat template.
 TEMPLATES = {
     "llava-1.5": "USER: <image>\n{question}\nASSISTANT:{thought}",
+    "llava-next-vicuna": (
+        "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the human's questions. USER: <image>\n{question} ASSISTANT:{thought}"
+    ),
+    "llava-next-mistral": "[INST] <image>\n{question}[/INST]{thought}",
     "blip": "Question: {question}{thought} Answer:",
+    "paligemma": "<image>answer en {question}{thought}",  # the form that the mix checkpoints were trained on
 }
 THOUGHT = " Let's think step by step."
 CAPTION = "a photo of a {}"  # CLIP's prompt, without ensembling
