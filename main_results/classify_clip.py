@@ -9,8 +9,9 @@ goes on where it stopped. Start it several times, or under `accelerate launch`, 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import Evaluation, load_evaluation
@@ -21,14 +22,19 @@ from vlmclassifier.records import Example, Prediction, UserError
 from vlmclassifier.runs import Run, fingerprint, open_run
 from vlmclassifier.tables import OUTPUTS, write_scores
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlmclassifier.clip import CLIP
+
 
 @dataclass
 class Args:
     model: str = "clip-vit-l-336"
-    """A key of vlmclassifier/models.py, or any open_clip NAME/TAG."""
+    """A key of vlmclassifier/models.py, any open_clip NAME/TAG, or a folder as --weights takes it."""
     weights: Path | None = None
-    """Local weights: a file for the architecture, a folder with open_clip_config.json, or one of a transformers CLIP;
-    without it paths.toml, then open_clip's download."""
+    """Local weights: a file for the architecture, a folder with open_clip_config.json, or one of a transformers CLIP or
+    SigLIP; without it paths.toml, then open_clip's download."""
     benchmark: str = "flowers"
     """imagenet, flowers, cars, caltech, plane_figures, or a manifest FILE.jsonl of your own (with --classes)."""
     classes: Path | None = None
@@ -85,6 +91,7 @@ def main(args: Args) -> None:
 def classify(args: Args, task: Evaluation, weights: Path, run: Run, title: str) -> None:
     """Rank the classes for every pending picture, batch by batch."""
     from vlmclassifier.clip import load_clip
+    from vlmclassifier.devices import Halving
 
     clip = load_clip(args.model, weights, args.device, args.dtype)
     names = list(dict.fromkeys(task.names))  # a name that two classes share stands for the first
@@ -101,15 +108,24 @@ def classify(args: Args, task: Evaluation, weights: Path, run: Run, title: str) 
         ranking, name = tuple(class_index[place] for place in best), names[best[0]]
         return Prediction(example.id, example.label, example.class_index, CAPTION, choices, name, name, ranking)
 
+    halving = Halving()
     with cli.progress(run, title) as advance:
         for ids, pixel_values in prefetch(run.pending(args.batch_size), load):
             batch, choices, allowed = [examples[i] for i in ids], [None] * len(ids), None
             if count is not None:
                 choices = [draw_candidates(example, task.names, count, seed=args.seed) for example in batch]
                 allowed = [[column[name] for name in drawn] for drawn in choices]
-            rankings = clip.classify(pixel_values, class_features, allowed)
+            rankings = halving(partial(rank, clip, class_features, pixel_values, allowed), range(len(batch)))
             run.append(list(map(row, batch, choices, rankings)))
             advance()
+
+
+def rank(
+    clip: "CLIP", class_features: "Tensor", pixel_values: "Tensor", allowed: list[list[int]] | None, part: range
+) -> list[list[int]]:
+    """The rankings of some pictures of a batch."""
+    some = None if allowed is None else [allowed[place] for place in part]
+    return clip.classify(pixel_values[part.start : part.stop], class_features, some)
 
 
 if __name__ == "__main__":

@@ -177,3 +177,93 @@ def test_mistakes_are_named(tiny, pictures, tmp_path):
     )
     refuse("no such architecture", model="ViT-Z/openai", weights=None)
     refuse("could not be fetched from the hub", model="ViT-B-32/laion2b_s34b_b79k", weights=None)
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    """A small SigLIP folder, saved by transformers, with a tokenizer as long as its context."""
+    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
+
+    from vlmclassifier.tiny.parts import SIZE, VISION, redraw_weights, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("siglip")
+    tokenizer = train_tokenizer(["<pad>", "</s>", "<unk>"], None, "</s>", "<pad>")
+    tokenizer.padding_side, tokenizer.model_max_length = "right", 64
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "vocab_size": len(tokenizer), "max_position_embeddings": 64, "projection_size": 32}  # fmt: skip
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
+    model.get_output_embeddings = lambda: None  # it has none; only `redraw_weights` asks
+    redraw_weights(model)
+    for part in (model, tokenizer, SiglipImageProcessor(size=SIZE)):
+        part.save_pretrained(folder)
+    return folder
+
+
+def test_a_siglip_folder_ranks_as_plain_transformers(siglip, pictures):
+    """The same ranking as by transformers' own logits, from a folder given as the model itself."""
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    clip, names = load_clip(str(siglip)), class_names(BENCHMARKS["flowers"])
+    images = [open_image(e.image) for e in load_evaluation("flowers", root=pictures, split="all", limit=4).examples]
+    model, tokenizer = AutoModel.from_pretrained(siglip).eval(), AutoTokenizer.from_pretrained(siglip)
+    text = tokenizer([f"a photo of a {n}" for n in names], padding="max_length", max_length=64, return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(siglip)(images, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(input_ids=text["input_ids"], **pixels).logits_per_image  # [pictures, classes]
+    assert clip.classify(images, clip.class_features(names)) == logits.topk(5).indices.tolist()
+
+
+def test_a_folder_of_another_kind_is_refused(tiny):
+    with pytest.raises(UserError, match="holds a llava model, neither a CLIP nor a SigLIP"):
+        load_clip("mini-clip", tiny / "llava-1.5-7b")
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """torchvision's ViT-B/16 with random weights, as safetensors and as a pickle."""
+    import torchvision
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    model = torchvision.models.vit_b_16()
+    torch.nn.init.normal_(model.heads.head.weight)  # torchvision starts it at zero
+    save_file(model.state_dict(), folder / "vit.safetensors")
+    torch.save(model.state_dict(), folder / "vit.pth")
+    return folder
+
+
+def test_the_supervised_baseline_says_what_torchvision_says(vit, pictures, tmp_path):
+    """Its best class is the largest logit; of two classes with one name the first stands for both."""
+    import torchvision
+
+    names = class_names(BENCHMARKS["imagenet"])
+    module = script("main_results/classify_clip.py")
+    args = module.Args("vit-b-16", vit / "vit.safetensors", benchmark="imagenet", split="all", data_root=pictures,
+                       limit=6, out=tmp_path / "run")  # fmt: skip
+    module.main(args)
+    rows = read_run(tmp_path / "run")[1]
+    model = torchvision.models.vit_b_16().eval()
+    model.load_state_dict(torch.load(vit / "vit.pth", weights_only=True))
+    transform = torchvision.models.ViT_B_16_Weights.DEFAULT.transforms()
+    with torch.no_grad():
+        logits = model(torch.stack([transform(open_image(pictures / row.example_id)) for row in rows]))
+    assert [row.output for row in rows] == [names[place] for place in logits.argmax(1).tolist()]
+    assert load_clip("vit-b-16", vit / "vit.pth").classify([open_image(pictures / rows[0].example_id)], torch.eye(1000))
+
+    clip, twins = load_clip("vit-b-16", vit / "vit.safetensors"), [p for p, n in enumerate(names) if n == "missile"]
+    clip.model.forward = lambda pixel_values: torch.eye(1000)[twins[1:]]
+    assert len(twins) == 2 and names[twins[0]] == "missile"
+    distinct = list(dict.fromkeys(names))
+    assert distinct[clip.classify(torch.zeros(1, 3, 224, 224), clip.class_features(distinct))[0][0]] == "missile"
+
+
+def test_the_supervised_baseline_knows_imagenet_only(vit, tmp_path):
+    with pytest.raises(UserError, match="knows ImageNet's 1,000 classes only, not 'pink primrose'"):
+        load_clip("vit-b-16", vit / "vit.safetensors").class_features(["pink primrose"])
+    with pytest.raises(UserError, match="read from a local file of torchvision's weights"):
+        load_clip("vit-b-16")
+    (tmp_path / "other.pth").write_bytes(b"torn")
+    with pytest.raises(UserError, match="do not load as torchvision's vit_b_16"):
+        load_clip("vit-b-16", tmp_path / "other.pth")

@@ -92,13 +92,12 @@ def test_a_picture_is_encoded_once_for_several_questions(key, tiny, photos):
 TOWERS = {"vision_tower", "vision_model", "visual"}
 
 
-def test_the_shares_of_changed_answers_in_bfloat16_is_printed(tiny, photos, capsys):
+def test_the_share_of_changed_answers_in_bfloat16_is_printed():
     """The script that measures it on the miniatures: JSON on its last line, one share per family."""
-    module = script("scripts/bench_bfloat16.py")
-    module.main(module.Args(models=("llava-1.5-7b", "qwen3-vl-8b"), pictures=4, max_new_tokens=8))
-    shares = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert set(shares["changed"]) == {"llava-1.5-7b", "qwen3-vl-8b"}
-    assert all(0 <= share <= 1 for share in shares["changed"].values())
+    words = ["--models", "llava-1.5-7b", "qwen3-vl-8b", "--pictures", "4", "--max-new-tokens", "8"]
+    shares = json.loads(run_script("scripts/bench_bfloat16.py", *words).stdout.strip().splitlines()[-1])
+    assert set(shares["changed"]) == set(shares["changed_by_batch"]) == {"llava-1.5-7b", "qwen3-vl-8b"}
+    assert all(0 <= share <= 1 for share in [*shares["changed"].values(), *shares["changed_by_batch"].values()])
 
 
 @pytest.mark.parametrize("key", PROMPTS)

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Run a classify script (or any script that takes part in a run folder) on several GPUs or CPU processes of this machine.
+#   bash scripts/multi_gpu.sh main_results/classify_vlm.py --model llava-1.5-13b --benchmark imagenet
+#   PROCESSES=2 bash scripts/multi_gpu.sh main_results/classify_clip.py --benchmark flowers
+#   PROCESSES=8 MACHINES=2 RANK_OF_MACHINE=0 HEAD=node1 bash scripts/multi_gpu.sh main_results/classify_vlm.py ...
+# Settings: PROCESSES (in all; without it one per GPU, else 2), MACHINES, RANK_OF_MACHINE, HEAD, PORT, PYTHON.
+# The processes share the run folder, nothing else: docs/scaling.md. One that dies costs the pictures in its hands; the
+# others finish, and the same command finds what is missing.
+set -euo pipefail
+if [[ "${1:-}" =~ ^(-h|--help|)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
+root=$(cd "$(dirname "$0")/.." && pwd)
+script=$1; shift
+[ -f "$script" ] || script=$root/$script
+[ -f "$script" ] || { echo "error: there is no script $script: name one such as main_results/classify_vlm.py" >&2; exit 1; }
+PYTHON=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python)}
+
+gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+processes=${PROCESSES:-$(( gpus > 0 ? gpus * ${MACHINES:-1} : 2 ))}
+if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: PROCESSES=$processes is not a number of processes: write 1 or more" >&2; exit 1
+fi
+if [ "$gpus" -eq 0 ]; then  # without this every process would take all cores
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) / processes > 0 ? $(nproc) / processes : 1 ))}
+fi
+# --multi_gpu is accelerate's word for several processes, on CPUs too; it does not exist for a single one.
+several=(); [ "$processes" -eq 1 ] || several=(--multi_gpu)
+machines=(--num_machines "${MACHINES:-1}" --machine_rank "${RANK_OF_MACHINE:-0}")
+[ -z "${HEAD:-}" ] || machines+=(--main_process_ip "$HEAD")
+echo "Running $script with $processes processes on ${MACHINES:-1} machine(s), $gpus GPUs here" >&2
+exec "$PYTHON" -m accelerate.commands.launch "${several[@]}" --num_processes "$processes" "${machines[@]}" \
+    --main_process_port "${PORT:-0}" --mixed_precision no --dynamo_backend no "$script" "$@"
