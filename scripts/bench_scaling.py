@@ -3,7 +3,7 @@
     python scripts/bench_scaling.py
     python scripts/bench_scaling.py --processes 4 --pictures 128
 
-Every process computes on one core, loads the same miniature, waits for the others, and takes leases until the run is
+Every process is kept on one core, loads the same miniature, waits for the others, and takes leases until the run is
 done; only that time counts. The settings alternate. The last line is one JSON object: ratio, the median.
 """
 
@@ -25,7 +25,7 @@ from vlmclassifier import cli
 class Args:
     processes: int = 2
     """Processes that are compared with one."""
-    pictures: int = 96
+    pictures: int = 256
     """Pictures in a run."""
     batch_size: int = 4
     """Pictures in a lease."""
@@ -69,7 +69,7 @@ def measure(args: Args, folder: Path, repeat: int, count: int) -> float:
     """Seconds from the moment that all of `count` processes are ready to that when the run is whole."""
     run, context = folder / f"run-{repeat}-{count}", multiprocessing.get_context("spawn")
     ready = context.Barrier(count + 1)
-    workers = [context.Process(target=work, args=(args, folder, run, ready)) for _ in range(count)]
+    workers = [context.Process(target=work, args=(args, folder, run, ready, place)) for place in range(count)]
     for worker in workers:
         worker.start()
     ready.wait()
@@ -85,8 +85,10 @@ def measure(args: Args, folder: Path, repeat: int, count: int) -> float:
     return seconds
 
 
-def work(args: Args, folder: Path, run_folder: Path, ready: object) -> None:
-    """One process, as the classify scripts do it."""
+def work(args: Args, folder: Path, run_folder: Path, ready: object, place: int) -> None:
+    """One process on a core of its own, as the classify scripts do it."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[place % len(cores)]})
     import torch
 
     from vlmclassifier.images import open_image, prefetch
