@@ -7,7 +7,10 @@ set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 
-VLMS=(llava-1.5-7b llava-1.5-13b blip2-2.7b)
+VLMS=(llava-1.5-7b llava-1.5-13b llava-next-vicuna-7b llava-next-mistral-7b blip2-2.7b instructblip-7b instructblip-13b)
+# Not in the paper: run where MODELS names them, each by its key.
+[ -z "${MODELS:-}" ] || VLMS+=(qwen2.5-vl-7b qwen3-vl-8b internvl3-8b llava-onevision-7b smolvlm2-2.2b paligemma2-3b
+    gemma3-4b idefics3-8b pixtral-12b)
 CLIPS=(clip-vit-l-336 eva-clip-g)
 read -ra BENCHMARKS <<< "${BENCHMARKS:-imagenet flowers cars caltech}"
 WORLDS=${WORLDS:-open closed}
