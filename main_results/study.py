@@ -111,6 +111,7 @@ def classifications(args: Args, checkpoints: Path, out: Path) -> Iterator[tuple[
 
 def use_one_core() -> None:
     """Of two processes each is fastest on a core of its own."""
+    cli.end_with_parent()
     import torch
 
     torch.set_num_threads(1)

@@ -54,7 +54,10 @@ def main(args: Args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     counts = {"train": args.train, "test": args.test}
     total = sum(counts.values()) * len(FIGURES)
-    with tqdm(total=total, desc="PlaneFigures", unit="pic") as bar, ProcessPoolExecutor(args.processes) as pool:
+    with (
+        tqdm(total=total, desc="PlaneFigures", unit="pic") as bar,
+        ProcessPoolExecutor(args.processes, initializer=cli.end_with_parent) as pool,
+    ):
         for split, count in counts.items():
             draw = partial(draw_number, args.out, split, seed=args.seed, size=args.size)
             for drawn in pool.map(draw, range(count)):

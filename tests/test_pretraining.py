@@ -1,12 +1,16 @@
 """Protects: mini models train, load through the users' path, and are what they say they are."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import pretrain, script
+from conftest import ROOT, pretrain, script
 from torch import nn
 
 from vlmclassifier import load_clip, load_vlm, open_image
@@ -17,9 +21,9 @@ from vlmclassifier.plane_figures.texts import Text, language_text, picture_text,
 from vlmclassifier.pretraining.contrastive import contrastive_loss
 from vlmclassifier.pretraining.language import batches, bpe_tokenizer, collate, encode, word_tokenizer
 from vlmclassifier.pretraining.optimisation import Optimisation, rate
-from vlmclassifier.pretraining.pictures import Pictures, augment, mix
+from vlmclassifier.pretraining.pictures import Pictures, augment, load_pixels, mix
 from vlmclassifier.pretraining.recipes import RECIPES
-from vlmclassifier.pretraining.stages import first_of_each_class, fit_into
+from vlmclassifier.pretraining.stages import first_of_each_class, fit_into, image_processor
 from vlmclassifier.records import Example, UserError
 from vlmclassifier.runs import fingerprint
 
@@ -131,6 +135,20 @@ def test_the_same_seed_gives_the_same_weights(trained, world, tmp_path):
         assert fingerprint(tmp_path / stage) == fingerprint(trained / stage), stage
         file = f"{stage}/model.safetensors"
         assert (tmp_path / file).read_bytes() == (trained / file).read_bytes(), stage
+
+
+def test_a_killed_training_leaves_no_process_behind(world, tmp_path):
+    """Its two workers end with it; the next start trains as if nothing had been."""
+    words = ["training_analysis/pretrain_mini.py", "--data-root", world, "--out", tmp_path, "--clip-steps", 5000]
+    training = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    workers: list = []
+    while training.poll() is None and len(workers) < 2:
+        workers = [w for w in psutil.Process(training.pid).children() if "spawn_main" in " ".join(w.cmdline())]
+        time.sleep(0.05)
+    training.kill()
+    assert training.wait() != 0 and len(workers) == 2
+    gone, alive = psutil.wait_procs(workers, timeout=60)
+    assert len(gone) == 2 and not alive
 
 
 def test_a_vlm_that_stays_generic_is_warned_about(trained, world, capsys):
@@ -337,3 +355,15 @@ def test_muon_in_float32_is_torchs():
     for mine, other, before in zip(ours[:-1], theirs[:-1], start[:-1], strict=True):
         assert (mine - other).norm() < 0.02 * (other - before).norm()
     assert torch.equal(ours[-1], start[-1])
+
+
+def test_photographs_are_squeezed_as_the_processor_squeezes_them(realdata, tmp_path):
+    """Training reads bytes that Pillow has resized, the user's path torchvision's: at most one grey level apart."""
+    benchmark = BENCHMARKS["caltech"]
+    examples = load_examples(benchmark, class_names(benchmark), realdata, "train")[:8]
+    processor = image_processor(48)
+    seen = processor([open_image(example.image) for example in examples], return_tensors="pt")["pixel_values"]
+    pixels = load_pixels(examples, realdata, 48, tmp_path)
+    trained_on = Pictures(pixels, [0] * 8, processor.image_mean, processor.image_std).values(slice(None))
+    levels = ((trained_on - seen) * torch.tensor(processor.image_std)[:, None, None] * 255).abs()
+    assert levels.max() < 1.01 and levels.mean() < 0.02

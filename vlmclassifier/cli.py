@@ -1,8 +1,10 @@
 """The command-line contract of every script: typed arguments, one sentence for a mistake, a non-zero exit."""
 
 import errno
+import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +64,13 @@ def check_positive(**values: int | None) -> None:
 def is_main_process() -> bool:
     """Whether this process does the talking among those of one launcher."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def end_with_parent() -> None:
+    """Let this worker process end when the one that started it is killed: a pool's workers would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @contextmanager

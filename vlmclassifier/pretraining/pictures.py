@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from vlmclassifier.cli import end_with_parent
 from vlmclassifier.images import open_image
 from vlmclassifier.records import Example
 
@@ -29,7 +30,10 @@ def load_pixels(examples: Sequence[Example], root: Path, size: int, cache: Path)
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         chunks = [examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK)]
-        with ProcessPoolExecutor(2) as pool, tqdm(total=len(examples), desc="decoding", unit="pic") as bar:
+        with (
+            ProcessPoolExecutor(2, initializer=end_with_parent) as pool,
+            tqdm(total=len(examples), desc="decoding", unit="pic") as bar,
+        ):
             parts = []
             for part in pool.map(partial(_decode, root=root, size=size), chunks):
                 parts.append(part)

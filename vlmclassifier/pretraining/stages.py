@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from vlmclassifier.cli import end_with_parent
 from vlmclassifier.models import MINIATURE
 from vlmclassifier.plane_figures.texts import (
     Naming,
@@ -303,6 +304,7 @@ def side_by_side(training: Training, stages: Sequence[str]) -> None:
 
 def _take_line(taken: object) -> None:
     """Give each process a line of its own for its progress bar."""
+    end_with_parent()
     with taken.get_lock():
         os.environ["TQDM_POSITION"] = str(taken.value)
         taken.value += 1
