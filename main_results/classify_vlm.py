@@ -90,7 +90,11 @@ def main(args: Args) -> None:
     out = args.out or OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
     run = open_run(out, config, [example.id for example in task.examples])
     if not run.complete:
-        answer(args, task, folder, run, f"{spec.key} on {task.benchmark.title}, {setting}")
+        try:
+            answer(args, task, folder, run, f"{spec.key} on {task.benchmark.title}, {setting}")
+        except ContextError as error:
+            run.not_applicable(str(error))  # for the tables
+            raise
     run.finish()
     if cli.is_main_process():
         cli.report(out, write_scores(out, "main_results", "table1"), "python main_results/table.py")
@@ -115,7 +119,7 @@ def answer(args: Args, task: Evaluation, folder: Path, run: Run, title: str) -> 
         questions, prompts = zip(*(ask(examples[i]) for i in ids), strict=True)
         return questions, list(zip(images, prompts, strict=True)), vlm.prepare(images, prompts)
 
-    check_context(vlm, [ask(example)[1] for example in varying(args, task)], max_new_tokens, task, run)
+    check_context(vlm, [ask(example)[1] for example in varying(args, task)], max_new_tokens, task)
     halving = Halving()
     with cli.progress(run, title) as advance:
         for ids, (questions, asked, inputs) in prefetch(run.pending(args.batch_size), load):
@@ -142,19 +146,15 @@ def varying(args: Args, task: Evaluation) -> Sequence[Example]:
     return task.examples if args.candidates not in ("none", "all") else task.examples[:1]
 
 
-def check_context(vlm: "VLM", prompts: list[str], max_new_tokens: int, task: Evaluation, run: Run) -> None:
-    """Before the first picture: does the longest prompt fit? Raises ContextError, noted in the run for the tables."""
+def check_context(vlm: "VLM", prompts: list[str], max_new_tokens: int, task: Evaluation) -> None:
+    """Before the first picture: does the longest prompt fit? Raises ContextError."""
     longest = sorted(prompts, key=len)[-16:]
     sizes = {}
     if vlm.image_size_matters(longest[-1]):
         with ThreadPoolExecutor(16) as pool:
             known = pool.map(image_size, [example.image for example in task.examples])
             sizes = {"sizes": [size for size in known if size] or [(224, 224)]}
-    try:
-        vlm.check_context(longest, max_new_tokens, **sizes)
-    except ContextError as error:
-        run.not_applicable(str(error))
-        raise
+    vlm.check_context(longest, max_new_tokens, **sizes)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,17 @@ from typing import Literal
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import PAPER_BENCHMARKS
 from vlmclassifier.records import UserError
-from vlmclassifier.tables import LEGEND, OUTPUTS, collect_scores, compare, details, markdown, wide_table, write_tables
+from vlmclassifier.tables import (
+    LEGEND,
+    OUTPUTS,
+    collect_scores,
+    compare,
+    details,
+    markdown,
+    not_applicable,
+    wide_table,
+    write_tables,
+)
 
 PAPER = Path(__file__).parent / "paper.csv"
 WORLDS = ("open_world", "closed_world")  # other settings belong to other tables
@@ -34,7 +44,8 @@ def main(args: Args) -> None:
     scores, notes = collect_scores(args.outputs, "main_results", "table1")
     scores = [score for score in scores if score.setting in WORLDS]
     comparison = compare(scores, PAPER, "table1")
-    table = wide_table(comparison, list(PAPER_BENCHMARKS), list(pd.read_csv(PAPER)["model"].unique()))
+    absent = {cell for cell in not_applicable(args.outputs) if cell[1] in WORLDS}
+    table = wide_table(comparison, list(PAPER_BENCHMARKS), list(pd.read_csv(PAPER)["model"].unique()), absent)
     files = write_tables(table, comparison, args.outputs, "table1")
     if args.format != "markdown":
         print(files[("markdown", "csv", "latex").index(args.format)].read_text(encoding="utf-8"))

@@ -12,6 +12,12 @@ VLMS=(llava-1.5-7b llava-1.5-13b llava-next-vicuna-7b llava-next-mistral-7b blip
 [ -z "${MODELS:-}" ] || VLMS+=(qwen2.5-vl-7b qwen3-vl-8b internvl3-8b llava-onevision-7b smolvlm2-2.2b paligemma2-3b
     gemma3-4b idefics3-8b pixtral-12b)
 CLIPS=(clip-vit-l-336 eva-clip-g)
+SUPERVISED=vit-b-16  # ImageNet only, where MODELS names it
+for model in ${MODELS:-}; do
+    [[ " ${VLMS[*]} ${CLIPS[*]} $SUPERVISED " == *" $model "* ]] && continue
+    echo "error: MODELS: $model is none of ${VLMS[*]} ${CLIPS[*]} $SUPERVISED; classify_vlm.py takes others" >&2
+    exit 1
+done
 read -ra BENCHMARKS <<< "${BENCHMARKS:-imagenet flowers cars caltech}"
 WORLDS=${WORLDS:-open closed}
 export VLMCLASSIFIER_OUTPUTS=${OUTPUTS:-${VLMCLASSIFIER_OUTPUTS:-outputs}}
@@ -33,6 +39,7 @@ run() { # script, model, benchmark, candidates
 }
 
 for benchmark in "${BENCHMARKS[@]}"; do
+    [[ -z "${MODELS:-}" || $benchmark != imagenet ]] || run clip "$SUPERVISED" imagenet all
     for model in "${CLIPS[@]}"; do
         run clip "$model" "$benchmark" all
     done

@@ -40,6 +40,8 @@ class Args:
 def main(args: Args) -> None:
     """Write, load, compare."""
     cli.check_positive(layers=args.layers)
+    if args.folder is not None and not args.folder.is_dir():
+        raise UserError(f"--folder {args.folder} is no folder: make it first.")
     work = Path(tempfile.mkdtemp(prefix="bench-loading-", dir=args.folder))
     wider = 2 if args.dtype == "float32" else 1
     try:

@@ -14,11 +14,13 @@ import random
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlmclassifier import cli
+from vlmclassifier.records import UserError
 
 
 @dataclass
@@ -68,19 +70,22 @@ def main(args: Args) -> None:
 def measure(args: Args, folder: Path, repeat: int, count: int) -> float:
     """Seconds from the moment that all of `count` processes are ready to that when the run is whole."""
     run, context = folder / f"run-{repeat}-{count}", multiprocessing.get_context("spawn")
-    ready, ended = context.Barrier(count + 1), context.SimpleQueue()
+    ready, ended = context.Barrier(count + 1, timeout=600), context.SimpleQueue()
     workers = [context.Process(target=work, args=(args, folder, run, ready, ended, place)) for place in range(count)]
     for worker in workers:
         worker.start()
-    ready.wait()
+    try:
+        ready.wait()
+    except threading.BrokenBarrierError:
+        raise UserError("A worker did not start within ten minutes (see above).") from None
     start = time.monotonic()  # one clock for all processes
     for worker in workers:
         worker.join()
     if any(worker.exitcode for worker in workers):
-        cli.fail("a worker stopped (see above)")
+        raise UserError("A worker stopped (see above).")
     rows = (run / "predictions.jsonl").read_text(encoding="utf-8").count("\n")
     if rows != args.pictures:
-        cli.fail(f"{run} has {rows} rows instead of {args.pictures}")
+        raise UserError(f"{run} has {rows} rows instead of {args.pictures}.")
     return max(ended.get() for _ in workers) - start
 
 

@@ -13,12 +13,14 @@ import json
 import random
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlmclassifier import cli
 from vlmclassifier.records import UserError
 from vlmclassifier.tables import OUTPUTS
+
+OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Args:
     """A small VLM of yours for the comparison of answers, such as the quickstart's; without it a random miniature."""
     pictures: int = 64
     """Pictures in the comparison of answers."""
-    batch_sizes: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 4, 8, 16, 32, 64])
     """Batch sizes whose throughput is measured."""
     new_tokens: int = 64
     """New tokens per picture in the measurement; no answer ends earlier."""
@@ -55,14 +57,27 @@ def main(args: Args) -> None:
         "device": "cpu" if args.smoke else torch.cuda.get_device_name(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "answers": compare_answers(args, device),
+        "throughput": {},
     }
-    model = build(args, device)
-    record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    record["throughput"] = {size: throughput(model, size, args, device) for size in args.batch_sizes}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write(record, args.out)
+    try:
+        model = build(args, device)
+    except torch.OutOfMemoryError:
+        record["throughput"] = OUT_OF_MEMORY
+    else:
+        record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        for size in args.batch_sizes:
+            record["throughput"][str(size)] = throughput(model, size, args, device)
+            write(record, args.out)  # what is measured stays, whatever comes next
+    write(record, args.out)
     print(f"Written: {args.out}. Put the numbers, with date and machine, into docs/measurements.md.")
     print(json.dumps(record))
+
+
+def write(record: dict, file: Path) -> None:
+    """Write the JSON object as far as it is known."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def compare_answers(args: Args, device: str) -> dict:
@@ -141,8 +156,8 @@ def throughput(model: object, size: int, args: Args, device: str) -> dict | str:
             sequences.cpu()  # waits for the device
             times.append(time.perf_counter() - start)
     except torch.OutOfMemoryError:
-        print(f"batch {size}: out of memory", flush=True)
-        return "out of memory"
+        print(f"batch {size}: {OUT_OF_MEMORY}", flush=True)
+        return OUT_OF_MEMORY
     seconds = sorted(times[1:])[args.repeats // 2]
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
     found = {"pictures_per_second": round(size / seconds, 3),

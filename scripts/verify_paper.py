@@ -6,8 +6,8 @@
 
 Prints for every cell "paper 22.8, ours 23.1 [20.6, 25.8]: agrees" or not. A cell agrees when the published number lies
 in our 95% interval, widened by 1.5 points, since the paper's is of all test pictures and of other library versions.
-Runs lie in outputs/verify_paper/; stop whenever you like, the same command goes on. Exit code 0: all agree, 1: some do
-not or could not be run.
+Where the question does not fit the model's context the cell is N/A. Runs lie in outputs/verify_paper/; stop whenever
+you like, the same command goes on. Exit code 0: all cells agree or are N/A, 1: some do not agree or could not be run.
 """
 
 import csv
@@ -27,11 +27,11 @@ from vlmclassifier.tables import OUTPUTS, run_scores
 PAPER = PROJECT_ROOT / "main_results" / "paper.csv"
 CANDIDATES = {"open_world": "none", "closed_world": "all"}
 TOLERANCE = 1.5  # points
-# Billions of parameters, and tokens of picture and open-world prompt.
+# Billions of parameters, tokens of picture and open-world prompt, KiB of cache per token in bfloat16.
 SIZES = {
-    "llava-1.5-7b": (7.1, 610), "llava-1.5-13b": (13.4, 610), "llava-next-vicuna-7b": (7.1, 2960),
-    "llava-next-mistral-7b": (7.6, 2910), "blip2-2.7b": (3.7, 50), "instructblip-7b": (7.9, 50),
-    "instructblip-13b": (14.2, 50), "clip-vit-l-336": (0.4, 600), "eva-clip-g": (1.4, 260),
+    "llava-1.5-7b": (7.1, 610, 512), "llava-1.5-13b": (13.4, 610, 800), "llava-next-vicuna-7b": (7.1, 2960, 512),
+    "llava-next-mistral-7b": (7.6, 2910, 128), "blip2-2.7b": (3.7, 50, 320), "instructblip-7b": (7.9, 50, 512),
+    "instructblip-13b": (14.2, 50, 800), "clip-vit-l-336": (0.4, 600, 0), "eva-clip-g": (1.4, 260, 0),
 }  # fmt: skip
 LIST_TOKENS = {"flowers": 600, "cars": 2700, "caltech": 460, "imagenet": 5500}  # of all names as candidates
 OPERATIONS, BYTES = 1.25e14, 2e12  # per second of the GPU that the estimates are for
@@ -46,7 +46,7 @@ class Args:
     limit: int = 1000
     """Test pictures per cell, the head of the paper's order."""
     batch_size: int | None = None
-    """Pictures per forward pass; without it the script's own. The answers do not depend on it."""
+    """Pictures per forward pass; without it the script's own."""
     device: str = "auto"
     """auto, cpu or cuda."""
     out: Path = OUTPUTS / "verify_paper"
@@ -78,20 +78,21 @@ def main(args: Args) -> None:
     )
     print("does 125 TFLOP/s and reads 2 TB/s in practice, without downloads, loading, and decoding the pictures:")
     for cell in cells:
-        print(f"  {cell.name}: paper {cell.published:.1f}, about {minutes(cell, args):.1f} min, {memory(cell):.0f} GB")
+        estimate = f"about {minutes(cell, args):.1f} min, {memory(cell, args):.0f} GB"
+        print(f"  {cell.name}: paper {cell.published:.1f}, {estimate}")
     if args.list:
         return
-    lines, agreeing = [], 0
+    lines, verdicts = [], []
     for cell in cells:
         agrees, words = verdict(cell, args)
-        agreeing += agrees
+        verdicts.append(agrees)
         lines.append(f"{cell.name}: {words}")
         print(lines[-1], flush=True)
-    print("\n".join(["", *lines, "", f"{agreeing} of {len(cells)} cells agree; runs: {args.out}"]))
-    if agreeing < len(cells):
-        raise UserError(
-            f"{len(cells) - agreeing} of {len(cells)} cells do not agree with the paper or could not be run."
-        )
+    agreeing, failed = verdicts.count(True), verdicts.count(False)
+    count = f"{agreeing} of {len(cells)} cells agree, {verdicts.count(None)} are N/A; runs: {args.out}"
+    print("\n".join(["", *lines, "", count]))
+    if failed:
+        raise UserError(f"{failed} of {len(cells)} cells do not agree with the paper or could not be run.")
 
 
 def wanted(args: Args) -> list[Cell]:
@@ -117,20 +118,26 @@ def wanted(args: Args) -> list[Cell]:
 
 def minutes(cell: Cell, args: Args) -> float:
     """Estimated minutes: two operations per weight and token, and every weight read once per new token of a batch."""
-    weights, tokens = SIZES[cell.spec.key]
-    tokens += LIST_TOKENS[cell.benchmark] if cell.setting == "closed_world" and cell.spec.kind == "vlm" else 0
-    new = 64 if cell.spec.kind == "vlm" else 0
+    weights, new = SIZES[cell.spec.key][0], 64 if cell.spec.kind == "vlm" else 0
+    tokens = prompt_tokens(cell)
     seconds = 2e9 * weights * (tokens + new) / OPERATIONS + new * 2e9 * weights / BYTES / (args.batch_size or 8)
     return args.limit * seconds / 60
 
 
-def memory(cell: Cell) -> float:
-    """Estimated gigabytes on the GPU: bfloat16 weights, and a quarter more for activations and the cache."""
-    return max(1.0, 2.5 * SIZES[cell.spec.key][0])
+def memory(cell: Cell, args: Args) -> float:
+    """Estimated gigabytes on the GPU: bfloat16 weights, the cache of a batch, and 1 GB for activations."""
+    weights, _, cache = SIZES[cell.spec.key]
+    return 1 + 2 * weights + (args.batch_size or 8) * (prompt_tokens(cell) + 64) * cache * 1024 / 1e9
 
 
-def verdict(cell: Cell, args: Args) -> tuple[bool, str]:
-    """Run the cell where it is not finished; say whether it agrees, in words."""
+def prompt_tokens(cell: Cell) -> int:
+    """Estimated tokens of picture and question."""
+    listed = cell.setting == "closed_world" and cell.spec.kind == "vlm"
+    return SIZES[cell.spec.key][1] + (LIST_TOKENS[cell.benchmark] if listed else 0)
+
+
+def verdict(cell: Cell, args: Args) -> tuple[bool | None, str]:
+    """Run the cell where it is not finished; whether it agrees (None where it does not fit), and that in words."""
     out = args.out / cell.name
     command = [sys.executable, f"main_results/classify_{cell.spec.kind}.py", "--model", cell.spec.key,
                "--benchmark", cell.benchmark, "--candidates", CANDIDATES[cell.setting], "--limit", args.limit,
@@ -139,6 +146,8 @@ def verdict(cell: Cell, args: Args) -> tuple[bool, str]:
     code = subprocess.run([str(word) for word in command], cwd=PROJECT_ROOT).returncode
     if code == 130:
         raise KeyboardInterrupt
+    if code == 3:
+        return None, f"paper {cell.published:.1f}, ours N/A: the question does not fit the model's context (see above)"
     if code:
         return False, f"paper {cell.published:.1f}, ours not there: the run ended with code {code} (see above)"
     config = json.loads((out / "run.json").read_text(encoding="utf-8"))["config"]

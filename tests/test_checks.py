@@ -1,6 +1,7 @@
 """Protects: the scripts that compare with the paper and check a GPU do their steps and tell the truth about them."""
 
 import json
+import sys
 
 import pytest
 from conftest import run_script, script
@@ -56,6 +57,21 @@ def test_a_miniature_is_run_and_never_said_to_agree(tiny, pictures, tmp_path):
     assert done.stderr.strip().endswith("2 of 2 cells do not agree with the paper or could not be run.")
     runs = [tmp_path / "runs" / f"blip2-2.7b-flowers-{world}_world" for world in ("open", "closed")]
     assert all(len((run / "predictions.jsonl").read_text().splitlines()) == 6 for run in runs)
+
+
+def test_a_cell_that_does_not_fit_is_not_a_disagreement(tmp_path):
+    """A run that ended with the exit code of a context that is too small; another code counts as a failure."""
+    module = script("scripts/verify_paper.py")
+    cell = module.wanted(module.Args(model=("instructblip-7b",), benchmark=("flowers",)))[0]
+    stand_in = tmp_path / "python"
+    for code, expected in ((3, None), (1, False)):
+        stand_in.write_text(f"#!/bin/sh\nexit {code}\n")
+        stand_in.chmod(0o755)
+        module.sys = type("sys", (), {"executable": str(stand_in)})
+        agrees, words = module.verdict(cell, module.Args(out=tmp_path))
+        assert agrees is expected and ("N/A" in words) == (code == 3)
+    module.sys = sys
+    assert module.memory(cell, module.Args()) > 15.8  # its weights alone
 
 
 def test_the_gpu_check_does_all_its_steps_on_a_cpu(tmp_path):

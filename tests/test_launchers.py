@@ -37,6 +37,11 @@ def test_table1_runs_what_is_named_and_skips_what_is_finished(outputs):
     assert "| CLIP-L (miniature, split all)" in again.stdout  # one failure does not cost the table
 
 
+def test_an_unknown_model_is_said_before_anything_runs(outputs):
+    done = launch(outputs, check=False, MODELS="clip-vit-l-336 llava-9")
+    assert done.returncode == 1 and "error: MODELS: llava-9 is none of" in done.stderr and not done.stdout
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*/plot.ipynb")), ids=lambda path: path.parent.name)
 def test_notebooks_draw_from_the_tables(path, outputs, monkeypatch):
     if not (outputs / "main_results" / "table1.csv").exists():

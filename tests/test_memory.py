@@ -23,7 +23,7 @@ def test_a_batch_is_halved_until_it_fits_and_stays_so(capsys):
     assert seen == [10, 5, 3, 3, 3, 1]
     assert halving(work, range(4)) == [0, 1, 4, 9] and seen[6:] == [3, 1]  # not tried at 4 again
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"out of memory at {a} pictures: going on with {b}, same answers" for a, b in ((10, 5), (5, 3))]
+    assert said == [f"out of memory at {a} pictures: going on with {b}, no row is lost" for a, b in ((10, 5), (5, 3))]
 
 
 def test_other_errors_are_not_swallowed_and_one_row_is_the_end():

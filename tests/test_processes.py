@@ -8,6 +8,7 @@ import sys
 import time
 
 import psutil
+import pytest
 from conftest import ROOT, run_script, script
 from test_runs import part_bytes
 
@@ -63,6 +64,17 @@ def test_one_of_two_killed_loses_and_doubles_nothing(tiny, pictures, tmp_path):
     rows = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("run", "whole")]
     assert rows[0] == rows[1] and len(rows[0].splitlines()) == 40
     assert {row for row in kept if row.endswith("\n")} <= set(rows[0].splitlines(True))  # all but a torn last line
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_users_mistake_is_one_sentence_under_the_launcher_too(processes, own):
+    words = ["--model", "llava-9", "--benchmark", own.manifest, "--classes", own.classes]
+    done = run_script(
+        "bash", "scripts/multi_gpu.sh", "main_results/classify_vlm.py", *words,
+        env={"PROCESSES": processes}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: Unknown model 'llava-9': the nearest is" in done.stderr
 
 
 def test_the_launchers_mistakes_are_one_sentence():

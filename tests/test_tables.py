@@ -9,7 +9,7 @@ from conftest import script
 
 from vlmclassifier.records import Prediction, UserError
 from vlmclassifier.runs import open_run
-from vlmclassifier.tables import collect_scores, compare, markdown, wide_table, write_scores
+from vlmclassifier.tables import collect_scores, compare, markdown, not_applicable, wide_table, write_scores
 
 PAPER = Path("main_results/paper.csv")
 MODELS = list(pd.read_csv(PAPER)["model"].unique())
@@ -124,3 +124,19 @@ def test_scores_csv_holds_the_records(tmp_path):
     assert list(rows.columns[:6]) == ["section", "table", "model", "setting", "dataset", "metric"]
     assert list(rows["metric"]) == ["accuracy", "contains", "exact", "empty"]
     assert rows["value"].tolist() == pytest.approx([6.0, 6.0, 0.0, 94.0])
+
+
+def test_a_question_that_does_not_fit_is_not_missing(tmp_path):
+    """N/A with the paper's number beside it, for the cell alone; a row of its own where the paper has none."""
+    config = {"model": "instructblip-7b", "miniature": False, "split": "test", "benchmark": "flowers",
+              "candidates": "all", "kind": "vlm", "classes": []}  # fmt: skip
+    cells = {"a": config, "b": config | {"model": "qwen3-vl-8b", "benchmark": "cars"}}
+    for name, one in cells.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"config": one, "not_applicable": "too long"}))
+    absent = not_applicable(tmp_path)
+    assert absent == {("IBLIP-7B", "closed_world", "flowers"), ("qwen3-vl-8b", "closed_world", "cars")}
+    table = wide_table(compare([], PAPER, "table1"), DATASETS, MODELS, absent).set_index(["model", "setting"])
+    assert table.loc[("IBLIP-7B", "closed_world"), "flowers"] == "N/A (26.8)"
+    assert table.loc[("IBLIP-7B", "closed_world"), "caltech"].startswith("missing (")
+    assert table.loc[("qwen3-vl-8b", "closed_world"), "cars"] == "N/A"

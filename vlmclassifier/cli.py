@@ -32,9 +32,14 @@ def run(main: Callable[[Any], None], arguments: type, description: str | None) -
     does not fit the model's context with 3, an interrupt with 130; what is recorded stays in every case. Anything else
     is a bug and keeps its traceback.
     """
-    import tyro
+    try:
+        import tyro
+    except ImportError:  # where only torch and transformers are installed: scripts/gpu_check.sh on a bare machine
+        from transformers import HfArgumentParser
 
-    parsed = tyro.cli(arguments, description=description)
+        parsed = HfArgumentParser(arguments, description=description).parse_args_into_dataclasses()[0]
+    else:
+        parsed = tyro.cli(arguments, description=description)
     try:
         main(parsed)
     except UserError as error:

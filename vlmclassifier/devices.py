@@ -21,13 +21,19 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: torch sees no CUDA GPU here; use --device cpu.")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if device == "auto":
         return "cpu"
     try:
-        return str(torch.device(device))
+        place = torch.device(device)
     except RuntimeError:
         raise UserError(f"--device {device} is no device: write auto, cpu, cuda or cuda:N.") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"{device} is not there: torch sees {torch.cuda.device_count()} GPUs, numbered from 0; mend --device or "
+            "start fewer processes."
+        )
+    return str(place)
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
@@ -59,4 +65,4 @@ class Halving:
                     "--max-new-tokens."
                 )
             self.size = -(-size // 2)
-            print(f"out of memory at {size} pictures: going on with {self.size}, same answers", file=sys.stderr)
+            print(f"out of memory at {size} pictures: going on with {self.size}, no row is lost", file=sys.stderr)

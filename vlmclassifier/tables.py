@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,9 @@ OUTPUTS = Path(os.environ.get("VLMCLASSIFIER_OUTPUTS", PROJECT_ROOT / "outputs")
 KEYS = ["model", "setting", "dataset"]
 LEGEND = (
     "Cells: ours in percent [95% Wilson interval] n=pictures (paper's number, difference in points, whether the "
-    "paper's number lies inside our interval). missing: not run yet. N/A: neither we nor the paper have it. Marked "
-    "rows (miniature: random or mini weights; split: not the test split) are never compared with the paper."
+    "paper's number lies inside our interval). missing: not run yet. N/A: the question does not fit the model's "
+    "context, or neither we nor the paper have a number. Marked rows (miniature: random or mini weights; split: not "
+    "the test split) are never compared with the paper."
 )
 
 
@@ -32,19 +33,31 @@ def run_scores(folder: Path, section: str, table: str) -> list[Score]:
     record, predictions = read_run(folder)
     config = record["config"]
     try:
-        spec = MODELS.get(config["model"])
-        model = spec.paper_name if spec and spec.paper_name else config["model"]
-        asked = ("candidates", "wording", "order", "chain_of_thought", "seed")
-        setting = setting_name(**{key: config[key] for key in asked if key in config})
+        model, setting, dataset = _cell_of(config)
         rows = score_predictions(predictions, config["classes"], config["kind"])
-        benchmark = BENCHMARKS.get(config["benchmark"])
-        test_split = benchmark.test_split if benchmark else "test"
-        marks = ["miniature"] * config["miniature"] + [f"split {config['split']}"] * (config["split"] != test_split)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{folder / 'run.json'} is not a finished run ({error!r}): move the folder away.") from None
+    return [Score(section, table, model, setting, dataset, *row) for row in rows]
+
+
+def _cell_of(config: dict) -> tuple[str, str, str]:
+    """Model, setting and dataset of a run, in the words of paper.csv; a marked model is never the paper's."""
+    spec = MODELS.get(config["model"])
+    model = spec.paper_name if spec and spec.paper_name else config["model"]
+    asked = ("candidates", "wording", "order", "chain_of_thought", "seed")
+    setting = setting_name(**{key: config[key] for key in asked if key in config})
+    benchmark = BENCHMARKS.get(config["benchmark"])
+    test_split = benchmark.test_split if benchmark else "test"
+    marks = ["miniature"] * config["miniature"] + [f"split {config['split']}"] * (config["split"] != test_split)
     if marks:  # another name: never joined with the paper's rows
         model += f" ({', '.join(marks)})"
-    return [Score(section, table, model, setting, config["benchmark"], *row) for row in rows]
+    return model, setting, config["benchmark"]
+
+
+def not_applicable(outputs: Path) -> set[tuple[str, str, str]]:
+    """Model, setting and dataset of the runs below `outputs` whose question does not fit the model's context."""
+    records = [read_record(file.parent) for file in sorted(outputs.glob("*/run.json"))]
+    return {_cell_of(record["config"]) for record in records if "not_applicable" in record}
 
 
 def collect_scores(outputs: Path, section: str, table: str) -> tuple[list[Score], list[str]]:
@@ -93,12 +106,22 @@ def compare(scores: Sequence[Score], paper: Path, table: str) -> "DataFrame":
     return joined[[*KEYS, "metric", "value", "low", "high", "n", "paper", "difference", "inside"]]
 
 
-def wide_table(comparison: "DataFrame", datasets: Sequence[str], models: Sequence[str]) -> "DataFrame":
-    """One row per model and setting, one column per dataset, cells as in LEGEND, rows in the order of `models`."""
+def wide_table(
+    comparison: "DataFrame",
+    datasets: Sequence[str],
+    models: Sequence[str],
+    absent: Collection[tuple[str, str, str]] = (),
+) -> "DataFrame":
+    """One row per model and setting, one column per dataset, cells as in LEGEND, rows in the order of `models`.
+
+    `absent`: the cells of `not_applicable`.
+    """
     import pandas as pd
 
     rows = comparison[comparison["metric"] == "accuracy"]
     cells = {(row.model, row.setting, row.dataset): _cell(row) for row in rows.itertuples()}
+    for key in absent:
+        cells[key] = cells.get(key, "N/A").replace("missing", "N/A")
     columns = [*datasets, *sorted(set(rows["dataset"]) - set(datasets))]
     place = {model: number for number, model in enumerate(models)}
     settings = {"open_world": 0, "closed_world": 1}

@@ -33,12 +33,29 @@ def load_vlm(model: str, weights: str | Path | None = None, device: str = "auto"
             device_map=_device_map(folder, place),
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=False,
         )
-        processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except torch.OutOfMemoryError:
         raise UserError(
-            f"The checkpoint {folder} of {spec.key} cannot be loaded ({first_line}): save it again."
+            f"{spec.key} does not fit into the memory of {place}: use a smaller model, --dtype bfloat16, or more GPUs."
+        ) from None
+    except ImportError as error:
+        raise UserError(
+            f"{spec.key} needs a package that is not installed ({_first_line(error)}): install it."
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"The checkpoint {folder} brings code of its own, which is never run here: choose one that "
+                "transformers itself knows (its name often ends with -hf)."
+            ) from None
+        if "Unrecognized configuration class" in str(error):
+            raise UserError(
+                f"The checkpoint {folder} holds no model that answers questions about pictures: choose another --model."
+            ) from None
+        raise UserError(
+            f"The checkpoint {folder} of {spec.key} cannot be loaded ({_first_line(error)}): save it again."
         ) from error
     if spec.architecture is not None and network.config.model_type != spec.architecture:
         raise UserError(
@@ -61,6 +78,10 @@ def load_vlm(model: str, weights: str | Path | None = None, device: str = "auto"
             f"chat_template.jinja to {folder}, or an entry with a template to vlmclassifier/models.py."
         )
     return VLM(network, processor, spec)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _device_map(folder: Path, place: torch.device) -> str | dict[str, torch.device]:

@@ -1,6 +1,7 @@
 """A vision-language model with its processor: prompts, batches, greedy answers, image features, the context."""
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,6 +77,8 @@ class VLM:
         ContextError when a row and its answer exceed the context.
         """
         self._check_length(int(inputs["attention_mask"].sum(dim=1).max()), max_new_tokens)
+        if "qformer_attention_mask" in inputs:
+            self._check_qformer(inputs["qformer_attention_mask"].shape[1])
         inputs = {key: self._to_device(value) for key, value in inputs.items()}
         length = inputs["input_ids"].shape[1]
         if image_features is not None:
@@ -131,13 +134,7 @@ class VLM:
         length = max(self._length(Image.new("RGB", size), longest) for size in extremes(sizes))
         self._check_length(length, max_new_tokens)
         if hasattr(self.processor, "qformer_tokenizer"):
-            read = max(len(ids) for ids in self.processor.qformer_tokenizer(list(prompts))["input_ids"])
-            limit = self.model.config.qformer_config.max_position_embeddings
-            if read > limit:
-                raise ContextError(
-                    f"The longest prompt has {read} tokens for the Q-Former of {self.spec.key}, whose context is "
-                    f"{limit}: this cell is N/A; lower --candidates."
-                )
+            self._check_qformer(max(len(ids) for ids in self.processor.qformer_tokenizer(list(prompts))["input_ids"]))
 
     def _length(self, image: Image.Image, prompt: str) -> int:
         return self.prepare([image], [prompt])["input_ids"].shape[1]
@@ -148,6 +145,14 @@ class VLM:
             raise ContextError(
                 f"The longest prompt has {length} tokens and the answer up to {max_new_tokens}, but the context of "
                 f"{self.spec.key} is {context}: this cell is N/A; lower --candidates or --max-new-tokens."
+            )
+
+    def _check_qformer(self, length: int) -> None:
+        limit = self.model.config.qformer_config.max_position_embeddings
+        if length > limit:
+            raise ContextError(
+                f"The longest prompt has {length} tokens for the Q-Former of {self.spec.key}, whose context is "
+                f"{limit}: this cell is N/A; lower --candidates."
             )
 
     def _is_blip(self) -> bool:
@@ -190,12 +195,12 @@ def joined(features: Sequence[Any]) -> Any:
 
 
 def extremes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of many picture sizes (width, height) those that can take most tokens: the largest, the squarest, the longest."""
-    orders = (
-        lambda size: size[0] * size[1], lambda size: size[0], lambda size: size[1],
-        lambda size: size[0] / size[1], lambda size: size[1] / size[0], lambda size: min(size) / max(size),
-    )  # fmt: skip
-    return sorted({max(sizes, key=order) for order in orders})
+    """Of many picture sizes (width, height) those that can take most tokens: the largest of every shape."""
+    largest: dict[float, tuple[int, int]] = {}
+    for size in sizes:
+        shape = round(math.log2(size[0] / size[1]), 1)  # steps of 7%: tiles and patches follow the shape
+        largest[shape] = max(largest.get(shape, size), size, key=math.prod)
+    return sorted(largest.values())
 
 
 def _decode_greedily(model: torch.nn.Module, tokenizer: object) -> None:
