@@ -11,7 +11,7 @@ from vlmclassifier.plane_figures import FIGURES
 README = (ROOT / "README.md").read_text()
 PAGES = [
     "README.md", "main_results/README.md", "training_analysis/README.md", "data/README.md", "docs/adding_a_model.md",
-    "docs/plane_figures.md", "docs/measurements.md",
+    "docs/plane_figures.md", "docs/measurements.md", "docs/scaling.md",
 ]  # fmt: skip
 
 
