@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmclassifier.devices import resolve_device, resolve_dtype
-from vlmclassifier.models import checkpoint_folder, find_model
+from vlmclassifier.models import ModelSpec, checkpoint_folder, find_model
 from vlmclassifier.records import UserError
 from vlmclassifier.vlm.model import VLM
 
@@ -36,34 +36,40 @@ def load_vlm(model: str, weights: str | Path | None = None, device: str = "auto"
             trust_remote_code=False,
         )
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except torch.OutOfMemoryError:
-        raise UserError(
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(_explanation(error, spec, folder, place)) from error
+    _check(network, processor, info["missing_keys"], spec, folder)
+    return VLM(network, processor, spec)
+
+
+def _explanation(error: Exception, spec: ModelSpec, folder: Path, place: torch.device) -> str:
+    """The one sentence for what transformers raised while loading."""
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
             f"{spec.key} does not fit into the memory of {place}: use a smaller model, --dtype bfloat16, or more GPUs."
-        ) from None
-    except ImportError as error:
-        raise UserError(
-            f"{spec.key} needs a package that is not installed ({_first_line(error)}): install it."
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"The checkpoint {folder} brings code of its own, which is never run here: choose one that "
-                "transformers itself knows (its name often ends with -hf)."
-            ) from None
-        if "Unrecognized configuration class" in str(error):
-            raise UserError(
-                f"The checkpoint {folder} holds no model that answers questions about pictures: choose another --model."
-            ) from None
-        raise UserError(
-            f"The checkpoint {folder} of {spec.key} cannot be loaded ({_first_line(error)}): save it again."
-        ) from error
+        )
+    if isinstance(error, ImportError):
+        return f"{spec.key} needs a package that is not installed ({first_line}): install it."
+    if "trust_remote_code" in str(error):
+        return (
+            f"The checkpoint {folder} brings code of its own, which is never run here: choose one that transformers "
+            "itself knows (often its name ends with -hf)."
+        )
+    if "Unrecognized configuration class" in str(error):
+        return f"The checkpoint {folder} holds no model that answers questions about pictures: choose another --model."
+    return f"The checkpoint {folder} of {spec.key} cannot be loaded ({first_line}): save it again."
+
+
+def _check(network: torch.nn.Module, processor: object, missing: set[str], spec: ModelSpec, folder: Path) -> None:
+    """Raise UserError for a checkpoint of another model, with missing weights, or that nobody knows how to ask."""
     if spec.architecture is not None and network.config.model_type != spec.architecture:
         raise UserError(
             f"The checkpoint {folder} holds a {network.config.model_type} model, but {spec.key} is of type "
             f"{spec.architecture}: mend --weights, --model or paths.toml."
         )
-    if info["missing_keys"]:
-        names = sorted(info["missing_keys"])
+    if missing:
+        names = sorted(missing)
         raise UserError(
             f"The checkpoint {folder} does not fit {spec.key}: {len(names)} weights such as {names[0]} are missing and "
             "would be random."
@@ -77,11 +83,6 @@ def load_vlm(model: str, weights: str | Path | None = None, device: str = "auto"
             f"The processor of {spec.key} has no chat template, so it is unknown how to ask it: add "
             f"chat_template.jinja to {folder}, or an entry with a template to vlmclassifier/models.py."
         )
-    return VLM(network, processor, spec)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _device_map(folder: Path, place: torch.device) -> str | dict[str, torch.device]:
