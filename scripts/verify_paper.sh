@@ -3,7 +3,7 @@
 # test pictures of every cell of Table 1 that an open model fills, each compared with the published number.
 #   bash scripts/verify_paper.sh
 #   bash scripts/verify_paper.sh --model llava-1.5-7b --benchmark flowers caltech
-# All arguments go to scripts/verify_paper.py (--help). Exit code 0 when every cell agrees. What is done is not done again.
+# All arguments go to scripts/verify_paper.py (--help). Exit code 0: every cell agrees or does not fit.
 set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 root=$(cd "$(dirname "$0")/.." && pwd)

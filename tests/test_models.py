@@ -34,6 +34,8 @@ def test_unknown_models_name_the_nearest():
         find_model("llava-7b", "vlm")
     with pytest.raises(UserError, match="nearest is 'clip-vit-l-336'.*open_clip NAME/TAG"):
         find_model("clip-vit-l", "clip")
+    with pytest.raises(UserError, match="folder ./absent does not exist"):
+        find_model("./absent", "vlm")
     with pytest.raises(UserError, match="classify_clip.py"):
         find_model("eva-clip-g", "vlm")
     assert find_model("ViT-B-32/laion2b_s34b_b79k", "clip").key == "ViT-B-32-laion2b_s34b_b79k"

@@ -79,6 +79,8 @@ def find_model(key: str, kind: Literal["vlm", "clip"]) -> ModelSpec:
         if name in MODELS:  # its runs would pass for the registered model's, which may be asked in another way
             raise UserError(f"The folder {key} has the name of a registered model: use --model {name} --weights {key}.")
         return ModelSpec(name, kind, key)
+    if key.startswith((".", "/", "~")):
+        raise UserError(f"The folder {key} does not exist: mend --model.")
     if key.count("/") == 1 and all(key.split("/")):
         return ModelSpec(key.replace("/", "-"), kind, key)
     names = [name for name, spec in MODELS.items() if spec.kind == kind]
