@@ -74,17 +74,25 @@ def test_batches_answer_as_plain_transformers_one_by_one(key, tiny, photos):
 @pytest.mark.parametrize("key", FAMILIES)
 def test_a_picture_is_encoded_once_for_several_questions(key, tiny, photos):
     """Equal answers; the vision tower runs once, except where the Q-Former reads the question."""
-    vlm, runs = load_vlm(key, tiny / key), []
-    expected = [vlm.ask(photos[3], question) for question in QUESTIONS]
+    vlm, values = load_vlm(key, tiny / key), []
     tower = next(m for name, m in vlm.model.named_modules() if name.split(".")[-1] in TOWERS)
-    tower.register_forward_hook(lambda *_: runs.append(1))
-    assert vlm.ask_all(photos[3], QUESTIONS) == expected and expected[0] != expected[1]
-    assert len(runs) == 1
+
+    def count(_, args: tuple, kwargs: dict) -> None:
+        values.append(next(v for v in [*args, *kwargs.values()] if isinstance(v, torch.Tensor)).numel())
+
+    tower.register_forward_pre_hook(count, with_kwargs=True)
+    expected = [vlm.ask(photos[3], question) for question in QUESTIONS]
+    of_one = values[0]  # what the tower is given of this picture
+    assert values == [of_one, of_one] and expected[0] != expected[1]
+    values.clear()
+    assert vlm.ask_all(photos[3], QUESTIONS) == expected
+    takes = "mm_encoder_outputs" in inspect.signature(vlm.model.forward).parameters  # not in an older transformers
+    assert sum(values) == (of_one if takes and key != "instructblip-7b" else 2 * of_one)
     batch = [photos[0], photos[3], photos[0]]
     prompts = [vlm.prompt(question) for question in (*QUESTIONS, QUESTIONS[1])]
     seen = [vlm.image_features(vlm.prepare([image], prompts[:1])) for image in batch]
     inputs = vlm.prepare(batch, prompts)
-    if "mm_encoder_outputs" not in inspect.signature(vlm.model.forward).parameters:  # an older transformers
+    if not takes:
         assert seen == [None, None, None]
     elif seen[0] is None:
         assert "qformer_input_ids" in inputs
