@@ -10,6 +10,7 @@ from vlmclassifier.paths import local_path
 from vlmclassifier.records import UserError
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # never pickles, never code
+OPENING = "The photo features a"  # of the paper's LLaVA; "A" of its BLIPs (section 2)
 MINIATURE = "vlmclassifier_miniature"  # this key in a checkpoint's config marks random or mini weights
 
 
@@ -23,6 +24,7 @@ class ModelSpec:
     paper_name: str | None = None
     architecture: str | None = None  # vlm: the model_type of its config.json; None: any
     template: str | None = None  # vlm: a key of prompts.TEMPLATES; None: the processor's own chat template
+    opening: str = OPENING  # vlm: how the answer begins before a class name that is ranked
 
 
 MODELS = {
@@ -34,17 +36,19 @@ MODELS = {
                   "llava-next-vicuna"),
         ModelSpec("llava-next-mistral-7b", "vlm", "llava-hf/llava-v1.6-mistral-7b-hf", "LLaVANeXT-M7B", "llava_next",
                   "llava-next-mistral"),
-        ModelSpec("blip2-2.7b", "vlm", "Salesforce/blip2-opt-2.7b", "BLIP2-2.7B", "blip-2", "blip"),
-        ModelSpec("instructblip-7b", "vlm", "Salesforce/instructblip-vicuna-7b", "IBLIP-7B", "instructblip", "blip"),
-        ModelSpec("instructblip-13b", "vlm", "Salesforce/instructblip-vicuna-13b", "IBLIP-13B", "instructblip", "blip"),
-        # Today's models: their processors write the prompt; PaliGemma's has no chat template.
+        ModelSpec("blip2-2.7b", "vlm", "Salesforce/blip2-opt-2.7b", "BLIP2-2.7B", "blip-2", "blip", "A"),
+        ModelSpec("instructblip-7b", "vlm", "Salesforce/instructblip-vicuna-7b", "IBLIP-7B", "instructblip", "blip",
+                  "A"),
+        ModelSpec("instructblip-13b", "vlm", "Salesforce/instructblip-vicuna-13b", "IBLIP-13B", "instructblip", "blip",
+                  "A"),
+        # Today's models: their processors write the prompt; PaliGemma's has no chat template and answers with the name.
         ModelSpec("qwen2.5-vl-7b", "vlm", "Qwen/Qwen2.5-VL-7B-Instruct", architecture="qwen2_5_vl"),
         ModelSpec("qwen3-vl-8b", "vlm", "Qwen/Qwen3-VL-8B-Instruct", architecture="qwen3_vl"),
         ModelSpec("internvl3-8b", "vlm", "OpenGVLab/InternVL3-8B-hf", architecture="internvl"),
         ModelSpec("llava-onevision-7b", "vlm", "llava-hf/llava-onevision-qwen2-7b-ov-hf",
                   architecture="llava_onevision"),
         ModelSpec("smolvlm2-2.2b", "vlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", architecture="smolvlm"),
-        ModelSpec("paligemma2-3b", "vlm", "google/paligemma2-3b-mix-448", None, "paligemma", "paligemma"),
+        ModelSpec("paligemma2-3b", "vlm", "google/paligemma2-3b-mix-448", None, "paligemma", "paligemma", ""),
         ModelSpec("gemma3-4b", "vlm", "google/gemma-3-4b-it", architecture="gemma3"),
         ModelSpec("idefics3-8b", "vlm", "HuggingFaceM4/Idefics3-8B-Llama3", architecture="idefics3"),
         ModelSpec("pixtral-12b", "vlm", "mistral-community/pixtral-12b", architecture="llava"),
@@ -53,7 +57,7 @@ MODELS = {
         # The supervised baseline of the reference: ImageNet only, from torchvision's local weights.
         ModelSpec("vit-b-16", "clip", "torchvision/vit_b_16"),
         # Trained from scratch by training_analysis/pretrain_mini.py.
-        ModelSpec("mini-llava", "vlm", None, None, "llava", "llava-1.5"),
+        ModelSpec("mini-llava", "vlm", None, None, "llava", "llava-1.5", ""),
         ModelSpec("mini-clip", "clip", None),
     )
 }  # fmt: skip

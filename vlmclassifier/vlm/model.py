@@ -29,16 +29,17 @@ class VLM:
         _fill_processor(self.processor, self.model.config)
         _decode_greedily(self.model, self.processor.tokenizer)
 
-    def prompt(self, question: str, chain_of_thought: bool = False) -> str:
+    def prompt(self, question: str, chain_of_thought: bool = False, picture: bool = True) -> str:
         """The whole text for one question: the paper's template, else the chat template of the model's processor.
 
         Chain of thought opens the answer where the paper's template does so, else it ends the question (paper
-        section 1).
+        section 1). Without `picture` its placeholder and the newline behind it are left out (paper section 2).
         """
         thought = THOUGHT if chain_of_thought else ""
         if self.spec.template is not None:
-            return TEMPLATES[self.spec.template].format(question=question, thought=thought)
-        content = [{"type": "image"}, {"type": "text", "text": question + thought}]
+            text = TEMPLATES[self.spec.template].format(question=question, thought=thought)
+            return text if picture else text.replace("<image>\n", "").replace("<image>", "")
+        content = [{"type": "image"}] * picture + [{"type": "text", "text": question + thought}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -1,0 +1,59 @@
+"""From summed log-probabilities to scores, curves and rankings, without a model (paper section 2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+GRID = np.arange(0, 8.25, 0.25)  # of guidance t; the paper's are the whole numbers
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A score of a name: the sum or mean of its tokens' log-probabilities, guided away from a prior.
+
+    guided: t * log p(name | image, prompt) + (1 - t) * log p(name | prompt); t = 1 is no guidance. `per_token`: divided
+    by the number of tokens ("Avg" in the paper's Table 2).
+    """
+
+    per_token: bool = False
+    t: float = 1.0
+    prior: np.ndarray | None = None  # [names] log p(name | prompt); needed where t is not 1
+
+    def constant(self, count: int) -> np.ndarray:
+        """The part of every name's score [names] that no picture changes."""
+        return np.zeros(count) if self.t == 1.0 else (1.0 - self.t) * self.prior.astype(np.float64)
+
+    def __call__(self, sums: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Scores [..., names] of summed log-probabilities [..., names] and token counts [names]."""
+        total = self.t * sums.astype(np.float64) + self.constant(len(lengths))
+        return total / lengths if self.per_token else total
+
+
+def best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k best scores [..., k], best first; of equal ones the first comes first."""
+    return np.argsort(-scores, axis=-1, kind="stable")[..., :k]
+
+
+def hits(scores: np.ndarray, truth: np.ndarray, k: int = 1) -> np.ndarray:
+    """Whether the true place [images] is among the k best scores [images, names]: bool [images]."""
+    return (best(scores, k) == truth[:, None]).any(axis=-1)
+
+
+def curve(
+    sums: np.ndarray, lengths: np.ndarray, truth: np.ndarray, prior: np.ndarray, per_token: bool,
+    grid: Sequence[float] = GRID,
+) -> np.ndarray:  # fmt: skip
+    """Top-1 hits of every picture for every t of the grid: bool [grid, images]."""
+    return np.stack([hits(Scoring(per_token, t, prior)(sums, lengths), truth) for t in grid])
+
+
+def choose(table: np.ndarray) -> int:
+    """The place in the grid with the most hits [grid, images]; of equal ones the smallest t."""
+    return int(np.argmax(table.sum(axis=1)))
+
+
+def held_out(table: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Hits [images] where t is chosen for each half of the pictures (bool [images]) on the other half alone."""
+    chosen = [choose(table[:, half == side]) for side in (False, True)]  # chosen on that side
+    return np.where(half, table[chosen[0]], table[chosen[1]])
