@@ -1,12 +1,14 @@
 """A run with a stub model through the real runs.py: the child process of the crash tests.
 
-python tests/stub_run.py FOLDER ROWS BATCH SECONDS_PER_BATCH
+python tests/stub_run.py FOLDER ROWS BATCH SECONDS_PER_BATCH [WIDTH]
 """
 
 import hashlib
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
 
 from vlmclassifier.records import Prediction
 from vlmclassifier.runs import Run, open_run
@@ -24,14 +26,21 @@ def answer(example_id: str) -> Prediction:
     return Prediction(example_id, "a", 0, "ü?", None, digest * (1 + int(digest[0], 16)), None, None)
 
 
+def vector(example_id: str, width: int) -> np.ndarray:
+    """Numbers that depend on the example alone."""
+    digest = hashlib.sha256(example_id.encode()).digest()
+    return np.frombuffer(digest, dtype=np.uint8)[:width].astype(np.float32)
+
+
 def work(run: Run, batch: int, seconds: float) -> None:
     for ids in run.pending(batch):
         print(*ids, flush=True)
         time.sleep(seconds)
-        run.append([answer(i) for i in ids])
-    run.finish()
+        values = np.stack([vector(i, run.width) for i in ids]) if run.width else None
+        run.append([answer(i) for i in ids], values)
+    run.finish({"constant": np.arange(3, dtype=np.float32)} if run.width else None)
 
 
 if __name__ == "__main__":
     folder, rows, batch, seconds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-    work(open_run(folder, CONFIG, order(rows)), batch, seconds)
+    work(open_run(folder, CONFIG, order(rows), int(*sys.argv[5:])), batch, seconds)

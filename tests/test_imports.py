@@ -17,6 +17,7 @@ FLOORS = [
         "models",
         "scoring",
         "runs",
+        "values",
         "tables",
         "findings",
         "cli",

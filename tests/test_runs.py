@@ -25,8 +25,8 @@ def expected(count: int) -> bytes:
     return "".join(to_line(answer(i)) for i in order(count)).encode()
 
 
-def start(folder: Path, rows: int, batch: int, seconds: float) -> subprocess.Popen:
-    command = [sys.executable, STUB, folder, rows, batch, seconds]
+def start(folder: Path, rows: int, batch: int, seconds: float, *width: int) -> subprocess.Popen:
+    command = [sys.executable, STUB, folder, rows, batch, seconds, *width]
     words = [str(word) for word in command]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -4,7 +4,7 @@ Every process appends its rows to a part file of its own and works in leases of 
 one is prefetched). A lease is an advisory lock (`fcntl.lockf`) on one byte of `.lock`, which the operating system
 releases when its holder dies; the rows are the only record of what is done. So start the same command as often as you
 like, at the same time or after a crash: the processes share the work, and the last one to finish merges the parts in
-the evaluation order.
+the evaluation order. A run may keep a float32 vector with every row (`values.py`).
 """
 
 import contextlib
@@ -17,15 +17,19 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmclassifier.models import CHECKPOINT_FILES
 from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.records import Prediction, UserError, prediction_from_line, to_line
+from vlmclassifier.values import ROWS, VALUES, mend_part, part_values, read_part, read_values, write_values
+
+if TYPE_CHECKING:
+    from numpy import ndarray
 
 FOLDER_LOCK = 1 << 40  # this byte of `.lock` guards run.json, the choice of part files and the merge
 IN_FLIGHT = 4  # batches that may be written but not yet on the disk
@@ -36,9 +40,10 @@ PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "numpy", "
 class Run:
     """One run: `pending` deals out work, `append` makes it safe, `finish` merges. Made by `open_run`."""
 
-    def __init__(self, folder: Path, order: Sequence[str]) -> None:
+    def __init__(self, folder: Path, order: Sequence[str], width: int = 0) -> None:
         self.folder = folder
         self.order = list(order)
+        self.width = width  # of the vector that goes with every row; 0: none
         self.done: set[str] = set()
         self._offsets: dict[Path, tuple[int, int]] = {}  # file -> (inode, bytes read)
         self._leases: dict[int, set[str]] = {}  # leases held -> ids still to be recorded
@@ -46,6 +51,7 @@ class Run:
         self._guard = threading.RLock()  # `pending` may run in a prefetch thread beside `append`
         self._locks = open(folder / ".lock", "a+b")  # noqa: SIM115 - held until `finish`; closing drops every lock
         self._part: Any = None
+        self._part_values: Any = None
         self._disk = ThreadPoolExecutor(max_workers=1)
         self._on_disk: deque[Future] = deque()  # one fsync per batch, oldest first
 
@@ -78,8 +84,10 @@ class Run:
                 self._read_new_rows()
                 todo = {start: ids for start, ids in todo.items() if not self.done.issuperset(ids)}
 
-    def append(self, predictions: Sequence[Prediction]) -> None:
+    def append(self, predictions: Sequence[Prediction], values: "ndarray | None" = None) -> None:
         """Write a batch of rows; they reach the disk (fsync) while the next batch is computed, then its lease ends.
+
+        `values`: float32 [rows, width], where the run keeps vectors.
 
         A disk that is slow for a moment holds nothing up, one that lags by IN_FLIGHT batches is waited for; an error of
         the disk is raised here or in `finish`.
@@ -87,6 +95,11 @@ class Run:
         self._wait_for_disk(IN_FLIGHT - 1)
         if self._part is None:
             self._open_part()
+        if self.width:  # before the rows: a row that is there has its vector
+            if values is None or values.shape != (len(predictions), self.width) or values.dtype != "float32":
+                raise ValueError(f"every row needs a float32 vector of {self.width} numbers")
+            self._part_values.write(values.tobytes())
+            self._part_values.flush()
         self._part.write("".join(map(to_line, predictions)).encode())
         self._part.flush()
         ids = {prediction.example_id for prediction in predictions}
@@ -95,7 +108,9 @@ class Run:
         self._on_disk.append(self._disk.submit(self._make_safe, ids))
 
     def _make_safe(self, ids: set[str]) -> None:
-        os.fsync(self._part.fileno())
+        for file in (self._part_values, self._part):
+            if file is not None:
+                os.fsync(file.fileno())
         with self._guard:
             for start in [start for start, waiting in self._leases.items() if waiting & ids]:
                 self._leases[start] -= ids
@@ -107,16 +122,22 @@ class Run:
         while self._on_disk and (len(self._on_disk) > in_flight or self._on_disk[0].done()):
             self._on_disk.popleft().result()
 
-    def finish(self) -> list[Prediction]:
-        """Merge the parts into predictions.jsonl in the evaluation order and return all its rows."""
+    def finish(self, constants: "Mapping[str, ndarray] | None" = None) -> list[Prediction]:
+        """Merge the parts into predictions.jsonl in the evaluation order and return all its rows.
+
+        `constants`: tensors to keep beside the rows' vectors; without them those that are there stay.
+        """
         self._wait_for_disk()
         self._disk.shutdown()
         if self._part is not None:
             self._part.close()
             self._part = None
+        if self._part_values is not None:
+            self._part_values.close()
+            self._part_values = None
         self._lock_byte(FOLDER_LOCK, wait=True)
         try:
-            merged = self._merge()
+            merged = self._merge(constants)
         finally:
             self._unlock_byte(FOLDER_LOCK)
         self._locks.close()
@@ -129,13 +150,27 @@ class Run:
         _write_record(self.folder, record)
         self._unlock_byte(FOLDER_LOCK)
 
-    def _merge(self) -> list[Prediction]:
+    def _merge(self, constants: "Mapping[str, ndarray] | None") -> list[Prediction]:
         parts = [file for file in map(_lock_file, self._part_files()) if file]
         rows: dict[str, Prediction] = {}
+        vectors: dict[str, ndarray] = {}
+        if self.width and (self.folder / VALUES).exists():
+            ids, stored = read_values(self.folder)
+            vectors = dict(zip(ids, stored.pop(ROWS), strict=True))
+            constants = stored if constants is None else constants
         for file in [self.folder / "predictions.jsonl", *self._part_files()]:
-            for prediction in _rows_from(file, 0)[0] if file.exists() else []:
+            found = _rows_from(file, 0)[0] if file.exists() else []
+            if self.width and found and file.name != "predictions.jsonl":
+                for row, vector in zip(found, read_part(file, len(found), self.width), strict=True):
+                    vectors.setdefault(row.example_id, vector)
+            for prediction in found:
                 rows.setdefault(prediction.example_id, prediction)
         ordered = [rows.pop(i) for i in self.order if i in rows] + list(rows.values())
+        if self.width and ordered:  # before the rows: its ids tell whose vectors it holds
+            import numpy as np
+
+            ids = [row.example_id for row in ordered]
+            write_values(self.folder, ids, np.stack([vectors[i] for i in ids]), constants or {})
         _replace(self.folder / "predictions.jsonl", "".join(map(to_line, ordered)))
         record = _read_record(self.folder / "run.json") | {"rows": len(ordered)}
         if record["finished"] is None and len(ordered) >= record["target"]:
@@ -146,6 +181,7 @@ class Run:
         os.close(folder)
         for file in parts:
             os.unlink(file.name)
+            part_values(Path(file.name)).unlink(missing_ok=True)
             file.close()
         return ordered
 
@@ -160,6 +196,9 @@ class Run:
                 number = 0
                 while (file := _lock_file(self.folder / f"part-{number}.jsonl")) is None:
                     number += 1
+                if self.width:
+                    mend_part(file, self.width)
+                    self._part_values = open(part_values(Path(file.name)), "ab")  # noqa: SIM115 - until `finish`
                 rows, whole = _rows_from(Path(file.name), 0, file.read())
                 file.truncate(whole)
                 file.seek(whole)
@@ -205,16 +244,21 @@ class Run:
         fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
 
 
-def open_run(folder: Path, config: dict[str, Any], order: Sequence[str]) -> Run:
+def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: int = 0) -> Run:
     """Open or continue the run in `folder`; `order` is the list of example ids in evaluation order.
+
+    `width`: length of the vector that goes with every row; 0: none.
 
     Raises UserError when the folder holds a run of another configuration (the difference is shown) or rows that
     cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, order)
+    run = Run(folder, order, width)
     run._lock_byte(FOLDER_LOCK, wait=True)
     try:
+        for part in filter(None, map(_lock_file, run._part_files() if width else ())):
+            mend_part(part, width)
+            part.close()
         run._read_new_rows()
         file, session = folder / "run.json", {"versions": versions(), "git_commit": git_commit()}
         if file.exists():

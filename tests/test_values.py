@@ -1,0 +1,104 @@
+"""Protects: the numbers beside a run's rows are those of their rows, whatever is killed, torn or shared."""
+
+import json
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+from stub_run import CONFIG, answer, order, vector, work
+from test_runs import part_bytes, start
+
+from vlmclassifier.records import UserError
+from vlmclassifier.runs import open_run, read_run
+from vlmclassifier.values import VALUES, read_values
+
+WIDTH = 7
+
+
+def begin(folder, rows, batch, seconds):
+    return start(folder, rows, batch, seconds, WIDTH)
+
+
+def check(folder, rows):
+    ids, tensors = read_values(folder)
+    assert ids == order(rows) == [row.example_id for row in read_run(folder)[1]]
+    assert tensors["values"].tolist() == [vector(i, WIDTH).tolist() for i in ids]
+    assert tensors["constant"].tolist() == [0, 1, 2]
+    assert {file.name for file in folder.iterdir()} == {".lock", "run.json", "predictions.jsonl", VALUES}
+
+
+def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
+    rows, rng = 80, random.Random(0)
+    work(open_run(tmp_path / "whole", CONFIG, order(rows), WIDTH), 4, 0)
+    check(tmp_path / "whole", rows)
+    whole = [(tmp_path / "whole" / name).read_bytes() for name in ("predictions.jsonl", VALUES)]
+    for attempt in range(6):
+        folder = tmp_path / str(attempt)
+        child, limit = begin(folder, rows, 4, 0.01), rng.randrange(len(whole[0]))
+        while child.poll() is None and part_bytes(folder) < limit:
+            time.sleep(0.0005)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        work(open_run(folder, CONFIG, order(rows), WIDTH), 5, 0)
+        assert [(folder / name).read_bytes() for name in ("predictions.jsonl", VALUES)] == whole
+
+
+@pytest.mark.parametrize("torn", ["rows", "vectors", "both", "no vectors"])
+def test_a_row_without_its_vector_is_answered_again(torn, tmp_path):
+    """As after a power cut, which may lose the end of either file."""
+    run = open_run(tmp_path, CONFIG, order(9), WIDTH)
+    for ids in run.pending(3):
+        run.append([answer(i) for i in ids], np.stack([vector(i, WIDTH) for i in ids]))
+        if len(run.done) == 6:
+            break
+    run._wait_for_disk()
+    run._part.close(), run._part_values.close(), run._locks.close()
+    part = tmp_path / "part-0.jsonl"
+    if torn in ("rows", "both"):
+        part.write_bytes(part.read_bytes()[:-20])
+    if torn in ("vectors", "both"):
+        part.with_suffix(".f32").write_bytes(part.with_suffix(".f32").read_bytes()[: -4 * WIDTH * 2 - 5])
+    if torn == "no vectors":
+        part.with_suffix(".f32").unlink()
+    again = open_run(tmp_path, CONFIG, order(9), WIDTH)
+    assert len(again.done) == {"rows": 5, "vectors": 3, "both": 3, "no vectors": 0}[torn]
+    work(again, 2, 0)
+    check(tmp_path, 9)
+
+
+def test_processes_share_the_work(tmp_path):
+    children = [begin(tmp_path, 60, 3, 0.02) for _ in range(3)]
+    assert all(child.wait() == 0 for child in children)
+    check(tmp_path, 60)
+
+
+def test_a_crash_between_the_two_merged_files_mixes_nothing(tmp_path, monkeypatch):
+    """The vectors are written first and carry their ids: an older predictions.jsonl beside them does no harm."""
+    work(open_run(tmp_path, CONFIG, order(4), WIDTH), 2, 0)
+    old = (tmp_path / "predictions.jsonl").read_bytes()
+    run = open_run(tmp_path, CONFIG, order(8), WIDTH)
+    for ids in run.pending(2):
+        run.append([answer(i) for i in ids], np.stack([vector(i, WIDTH) for i in ids]))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="cut"):
+        patch.setattr("vlmclassifier.runs._replace", lambda *_: (_ for _ in ()).throw(OSError("cut")))
+        run.finish({"constant": np.arange(3, dtype=np.float32)})
+    run._locks.close()
+    assert (tmp_path / "predictions.jsonl").read_bytes() == old and len(read_values(tmp_path)[0]) == 8
+    open_run(tmp_path, CONFIG, order(8), WIDTH).finish()  # and the constants stay
+    check(tmp_path, 8)
+
+
+def test_a_vector_of_another_width_is_refused(tmp_path):
+    run = open_run(tmp_path, CONFIG, order(2), WIDTH)
+    ids = next(run.pending(2))
+    for values in (None, np.zeros((2, 3), dtype=np.float32), np.zeros((2, WIDTH))):
+        with pytest.raises(ValueError, match="vector of 7 numbers"):
+            run.append([answer(i) for i in ids], values)
+
+
+def test_a_spoilt_file_is_one_sentence(tmp_path):
+    (tmp_path / VALUES).write_bytes(json.dumps({}).encode())
+    with pytest.raises(UserError, match="values.safetensors cannot be read .* remove the run folder"):
+        read_values(tmp_path)
