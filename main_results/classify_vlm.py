@@ -9,7 +9,6 @@ goes on where it stopped. Start it several times, or under `accelerate launch`, 
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL.Image import Image
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import Evaluation, load_evaluation
-from vlmclassifier.images import image_size, open_image, prefetch
+from vlmclassifier.images import image_sizes, open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
 from vlmclassifier.prompts import build_question, new_tokens, parse_candidates, setting_name
 from vlmclassifier.records import ContextError, Example, Prediction, Question
@@ -149,12 +148,8 @@ def varying(args: Args, task: Evaluation) -> Sequence[Example]:
 def check_context(vlm: "VLM", prompts: list[str], max_new_tokens: int, task: Evaluation) -> None:
     """Before the first picture: does the longest prompt fit? Raises ContextError."""
     longest = sorted(prompts, key=len)[-16:]
-    sizes = {}
-    if vlm.image_size_matters(longest[-1]):
-        with ThreadPoolExecutor(16) as pool:
-            known = pool.map(image_size, [example.image for example in task.examples])
-            sizes = {"sizes": [size for size in known if size] or [(224, 224)]}
-    vlm.check_context(longest, max_new_tokens, **sizes)
+    sizes = image_sizes([e.image for e in task.examples]) if vlm.image_size_matters(longest[-1]) else []
+    vlm.check_context(longest, max_new_tokens, sizes)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from conftest import REALDATA
 from transformers import AutoTokenizer, GPT2Tokenizer
 
 from vlmclassifier.benchmarks import PAPER_BENCHMARKS, class_names
-from vlmclassifier.ranking import Scoring, best, build_trie, choose, curve, held_out, hits, name_tokens, search
+from vlmclassifier.ranking import Scoring, best, build_trie, choose, curve, held_out, name_tokens, ranks, search
 from vlmclassifier.records import UserError
 
 PROMPTS = {
@@ -169,7 +169,14 @@ def test_scores_are_the_papers_formulas():
     assert Scoring(False, 0.0, prior)(sums, lengths).tolist() == [[-1, -9]]
     truth = np.array([1])
     assert curve(sums, lengths, truth, prior, False, [0, 1, 2]).tolist() == [[False], [False], [True]]
-    assert hits(sums, truth, 2).tolist() == [True]
+    assert ranks(sums, truth).tolist() == [1]
+    rng = np.random.default_rng(0)
+    scores, truth = np.round(rng.normal(size=(50, 9)), 1), rng.integers(9, size=50)  # with ties
+    assert ranks(scores, truth).tolist() == [
+        np.flatnonzero(b == t)[0] for b, t in zip(best(scores, 9), truth, strict=True)
+    ]
+    table = curve(scores, np.ones(9), truth, scores[0], True, [1.0, 2.5])
+    assert table[0].tolist() == (ranks(scores, truth) == 0).tolist()
 
 
 def test_t_is_never_chosen_on_the_pictures_it_is_scored_on():

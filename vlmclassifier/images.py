@@ -1,7 +1,8 @@
 """Open a photograph safely: orientation, modes, bombs, and nothing outside the data root."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from threading import Semaphore, Thread
@@ -64,6 +65,12 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
                 return (image.height, image.width) if turned else image.size
     except Exception:  # Pillow raises many kinds on a broken head or EXIF block
         return None
+
+
+def image_sizes(paths: Sequence[str | Path]) -> list[tuple[int, int]]:
+    """Widths and heights of those pictures whose heads can be read."""
+    with ThreadPoolExecutor(16) as pool:
+        return [size for size in pool.map(image_size, paths) if size]
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -33,31 +33,35 @@ def run_scores(folder: Path, section: str, table: str) -> list[Score]:
     record, predictions = read_run(folder)
     config = record["config"]
     try:
-        model, setting, dataset = _cell_of(config)
+        model, setting, dataset = cell_of(config)
         rows = score_predictions(predictions, config["classes"], config["kind"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{folder / 'run.json'} is not a finished run ({error!r}): move the folder away.") from None
     return [Score(section, table, model, setting, dataset, *row) for row in rows]
 
 
-def _cell_of(config: dict) -> tuple[str, str, str]:
-    """Model, setting and dataset of a run, in the words of paper.csv; a marked model is never the paper's."""
+def cell_of(config: dict) -> tuple[str, str, str]:
+    """Model, setting and dataset of a classify run, in the words of paper.csv."""
+    asked = ("candidates", "wording", "order", "chain_of_thought", "seed")
+    return model_of(config), setting_name(**{key: config[key] for key in asked if key in config}), config["benchmark"]
+
+
+def model_of(config: dict) -> str:
+    """The model of a run in the words of paper.csv; a marked one is never the paper's."""
     spec = MODELS.get(config["model"])
     model = spec.paper_name if spec and spec.paper_name else config["model"]
-    asked = ("candidates", "wording", "order", "chain_of_thought", "seed")
-    setting = setting_name(**{key: config[key] for key in asked if key in config})
     benchmark = BENCHMARKS.get(config["benchmark"])
     test_split = benchmark.test_split if benchmark else "test"
     marks = ["miniature"] * config["miniature"] + [f"split {config['split']}"] * (config["split"] != test_split)
     if marks:  # another name: never joined with the paper's rows
         model += f" ({', '.join(marks)})"
-    return model, setting, config["benchmark"]
+    return model
 
 
 def not_applicable(outputs: Path) -> set[tuple[str, str, str]]:
     """Model, setting and dataset of the runs below `outputs` whose question does not fit the model's context."""
     records = [read_record(file.parent) for file in sorted(outputs.glob("*/run.json"))]
-    return {_cell_of(record["config"]) for record in records if "not_applicable" in record}
+    return {cell_of(record["config"]) for record in records if "not_applicable" in record}
 
 
 def collect_scores(outputs: Path, section: str, table: str) -> tuple[list[Score], list[str]]:
@@ -154,11 +158,16 @@ def write_tables(wide: "DataFrame", comparison: "DataFrame", folder: Path, name:
 def write_scores(folder: Path, section: str, table: str) -> list[Score]:
     """Score a finished run and write its scores.csv; return the scores."""
     scores = run_scores(folder, section, table)
+    save_scores(folder, scores)
+    return scores
+
+
+def save_scores(folder: Path, scores: Sequence[Score]) -> None:
+    """Write a run's scores.csv."""
     with open(folder / "scores.csv", "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(Score)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(score) for score in scores)
-    return scores
 
 
 def markdown(table: "DataFrame") -> str:

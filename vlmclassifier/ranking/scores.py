@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+BLOCK = 1024  # pictures that are scored at a time
 GRID = np.arange(0, 8.25, 0.25)  # of guidance t; the paper's are the whole numbers
 
 
@@ -35,9 +36,11 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-scores, axis=-1, kind="stable")[..., :k]
 
 
-def hits(scores: np.ndarray, truth: np.ndarray, k: int = 1) -> np.ndarray:
-    """Whether the true place [images] is among the k best scores [images, names]: bool [images]."""
-    return (best(scores, k) == truth[:, None]).any(axis=-1)
+def ranks(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How many names come before the true place [images] in scores [images, names]; of equal ones the first does."""
+    own = np.take_along_axis(scores, truth[:, None], axis=1)
+    earlier = np.arange(scores.shape[1]) < truth[:, None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
 
 
 def curve(
@@ -45,7 +48,13 @@ def curve(
     grid: Sequence[float] = GRID,
 ) -> np.ndarray:  # fmt: skip
     """Top-1 hits of every picture for every t of the grid: bool [grid, images]."""
-    return np.stack([hits(Scoring(per_token, t, prior)(sums, lengths), truth) for t in grid])
+    table = np.empty((len(grid), len(sums)), dtype=bool)
+    for start in range(0, len(sums), BLOCK):  # what is at hand stays small: the scores are float64
+        part = slice(start, start + BLOCK)
+        for row, t in zip(table, grid, strict=True):
+            # of equal scores argmax takes the first, too
+            row[part] = Scoring(per_token, t, prior)(sums[part], lengths).argmax(axis=1) == truth[part]
+    return table
 
 
 def choose(table: np.ndarray) -> int:

@@ -123,16 +123,14 @@ class VLM:
         """Whether the number of a picture's tokens depends on its size."""
         return len({self._length(Image.new("RGB", size), prompt) for size in SHAPES}) > 1
 
-    def check_context(
-        self, prompts: Sequence[str], max_new_tokens: int, sizes: Sequence[tuple[int, int]] = (BLANK,)
-    ) -> None:
+    def check_context(self, prompts: Sequence[str], max_new_tokens: int, sizes: Sequence[tuple[int, int]] = ()) -> None:
         """Raise ContextError when the longest prompt and its answer do not fit into the language model's positions.
 
-        `sizes`: width and height of the pictures, of which those that may take most tokens are tried. InstructBLIP's
-        Q-Former, which reads the question too, has a limit of its own.
+        `sizes`: width and height of the pictures, of which those that may take most tokens are tried; none where they
+        do not matter. InstructBLIP's Q-Former, which reads the question too, has a limit of its own.
         """
         longest = max(prompts, key=lambda prompt: self._length(Image.new("RGB", BLANK), prompt))
-        length = max(self._length(Image.new("RGB", size), longest) for size in extremes(sizes))
+        length = max(self._length(Image.new("RGB", size), longest) for size in extremes(sizes or (BLANK,)))
         self._check_length(length, max_new_tokens)
         if hasattr(self.processor, "qformer_tokenizer"):
             self._check_qformer(max(len(ids) for ids in self.processor.qformer_tokenizer(list(prompts))["input_ids"]))
