@@ -157,7 +157,7 @@ def rank(args: Args, task: Evaluation, folder: Path, run: Run, title: str) -> "d
         e, name, order = examples[i], names[places[0]], tuple(class_index[place] for place in places)
         return Prediction(e.id, e.label, e.class_index, ranker.prompt, None, name, name, order)
 
-    with cli.progress(run, title) as advance:
+    with cli.progress([run], title) as advance:
         for ids, (images, inputs) in prefetch(run.pending(args.batch_size), load):
             places, vectors = zip(*halving(partial(numbers, inputs, len(ids)), images), strict=True)
             run.append([row(i, order) for i, order in zip(ids, places, strict=True)], stacked(vectors))

@@ -2,6 +2,7 @@
 
     python main_results/classify_clip.py --model clip-vit-l-336 --benchmark flowers
     python main_results/classify_clip.py --model ViT-B-32/laion2b_s34b_b79k --benchmark cars --candidates 20
+    python main_results/classify_clip.py --model clip-vit-l-336 --benchmark cars --candidates 2 5 20 100 all
     python main_results/classify_clip.py --model clip-vit-l-336 --weights clip.safetensors --benchmark caltech
 
 Writes outputs/main_results/NAME/{run.json, predictions.jsonl, scores.csv}. Stop it whenever you like: the same command
@@ -19,7 +20,7 @@ from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.models import find_model, is_miniature
 from vlmclassifier.prompts import CAPTION, draw_candidates, parse_candidates, setting_name
 from vlmclassifier.records import Example, Prediction, UserError
-from vlmclassifier.runs import Run, fingerprint, open_run
+from vlmclassifier.runs import Run, fingerprint, open_run, pending_together
 from vlmclassifier.tables import OUTPUTS, write_scores
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class Args:
     """Split to evaluate, or "all"; without it the benchmark's test split."""
     limit: int | None = None
     """Only the first N pictures of the evaluation order; a larger N later continues the same run."""
-    candidates: str = "all"
-    """Which classes may win: all, or K candidates drawn per picture, the same that a VLM is given."""
+    candidates: tuple[str, ...] = ("all",)
+    """Which classes may win: all, or K candidates drawn per picture, the same that a VLM is given; several: a run each,
+    with each picture encoded once."""
     seed: int = 0
     """Seed of the candidate lists; each is drawn from (seed, picture) alone."""
     batch_size: int = 64
@@ -56,17 +58,19 @@ class Args:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on the CPU."""
     out: Path | None = None
-    """Run folder; without it outputs/main_results/MODEL-BENCHMARK-SETTING."""
+    """Run folder, or the one above where there are several; without it outputs/main_results/MODEL-BENCHMARK-SETTING."""
 
 
 def main(args: Args) -> None:
     """Check everything, classify what is pending, score."""
     cli.check_positive(limit=args.limit, batch_size=args.batch_size)
     spec = find_model(args.model, "clip")
-    if args.candidates == "none":
+    asked = cli.several(args.candidates)
+    if "none" in asked:
         raise UserError("CLIP always chooses among class names: use --candidates all or a number.")
     task = load_evaluation(args.benchmark, args.classes, args.data_root, args.split, args.limit)
-    parse_candidates(args.candidates, task.names)
+    for candidates in asked:
+        parse_candidates(candidates, task.names)
 
     from vlmclassifier.clip import checkpoint_path  # seconds of torch
     from vlmclassifier.devices import resolve_device, resolve_dtype
@@ -76,20 +80,27 @@ def main(args: Args) -> None:
         "script": "classify_clip", "kind": "clip", "model": spec.key, "miniature": is_miniature(weights),
         "checkpoint": fingerprint(weights), "dtype": resolve_dtype(args.dtype, resolve_device(args.device)),
         "benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": args.limit,
-        "candidates": args.candidates, "caption": CAPTION, "seed": args.seed, "classes": list(task.names),
+        "candidates": "all", "caption": CAPTION, "seed": args.seed, "classes": list(task.names),
     }  # fmt: skip
-    setting = setting_name(args.candidates, seed=args.seed if args.candidates != "all" else 0)
-    out = args.out or OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
-    run = open_run(out, config, [example.id for example in task.examples])
-    if not run.complete:
-        classify(args, task, weights, run, f"{spec.key} on {task.benchmark.title}, {setting}")
-    run.finish()
-    if cli.is_main_process():
-        cli.report(out, write_scores(out, "main_results", "table1"), "python main_results/table.py")
+    order, runs = [example.id for example in task.examples], {}
+    for candidates in asked:
+        setting = setting_name(candidates, seed=args.seed if candidates != "all" else 0)
+        out = OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
+        if args.out:
+            out = args.out if len(asked) == 1 else args.out / setting
+        runs[candidates] = open_run(out, config | {"candidates": candidates}, order)
+    if pending := {candidates: run for candidates, run in runs.items() if not run.complete}:
+        classify(args, task, weights, pending, f"{spec.key} on {task.benchmark.title}, {', '.join(pending)} candidates")
+    for run in runs.values():
+        run.finish()
+        if cli.is_main_process():
+            cli.report(run.folder, write_scores(run.folder, "main_results", "table1"), "python main_results/table.py")
 
 
-def classify(args: Args, task: Evaluation, weights: Path, run: Run, title: str) -> None:
-    """Rank the classes for every pending picture, batch by batch."""
+def classify(args: Args, task: Evaluation, weights: Path, runs: dict[str, Run], title: str) -> None:
+    """Rank the classes for every pending picture, batch by batch, with each kind of candidate list."""
+    from torch import stack
+
     from vlmclassifier.clip import load_clip
     from vlmclassifier.devices import Halving
 
@@ -98,10 +109,10 @@ def classify(args: Args, task: Evaluation, weights: Path, run: Run, title: str) 
     class_index = [task.names.index(name) for name in names]
     column = {name: place for place, name in enumerate(names)}
     class_features = clip.class_features(names)  # [names, width], once per run
-    count = None if args.candidates == "all" else parse_candidates(args.candidates, task.names)
     examples = {example.id: example for example in task.examples}
 
-    def load(ids: list[str]) -> object:
+    def load(lists: list[list[str]]) -> object:
+        ids = every(lists)
         return clip.prepare([open_image(examples[i].image, task.root, examples[i].row) for i in ids])
 
     def row(example: Example, choices: tuple[str, ...] | None, best: list[int]) -> Prediction:
@@ -109,23 +120,31 @@ def classify(args: Args, task: Evaluation, weights: Path, run: Run, title: str) 
         return Prediction(example.id, example.label, example.class_index, CAPTION, choices, name, name, ranking)
 
     halving = Halving()
-    with cli.progress(run, title) as advance:
-        for ids, pixel_values in prefetch(run.pending(args.batch_size), load):
-            batch, choices, allowed = [examples[i] for i in ids], [None] * len(ids), None
-            if count is not None:
-                choices = [draw_candidates(example, task.names, count, seed=args.seed) for example in batch]
-                allowed = [[column[name] for name in drawn] for drawn in choices]
-            rankings = halving(partial(rank, clip, class_features, pixel_values, allowed), range(len(batch)))
-            run.append(list(map(row, batch, choices, rankings)))
+    with cli.progress(list(runs.values()), title) as advance:
+        for lists, pixel_values in prefetch(pending_together(list(runs.values()), args.batch_size), load):
+            encoded = halving(partial(encode, clip, pixel_values), range(len(pixel_values)))
+            features = dict(zip(every(lists), encoded, strict=True))  # picture -> [width]
+            for (candidates, run), ids in zip(runs.items(), lists, strict=True):
+                if not ids:
+                    continue
+                batch, choices, allowed = [examples[i] for i in ids], [None] * len(ids), None
+                if candidates != "all":
+                    count = parse_candidates(candidates, task.names)
+                    choices = [draw_candidates(example, task.names, count, seed=args.seed) for example in batch]
+                    allowed = [[column[name] for name in drawn] for drawn in choices]
+                rankings = clip.rank(stack([features[i] for i in ids]), class_features, allowed)
+                run.append(list(map(row, batch, choices, rankings)))
             advance()
 
 
-def rank(
-    clip: "CLIP", class_features: "Tensor", pixel_values: "Tensor", allowed: list[list[int]] | None, part: range
-) -> list[list[int]]:
-    """The rankings of some pictures of a batch."""
-    some = None if allowed is None else [allowed[place] for place in part]
-    return clip.classify(pixel_values[part.start : part.stop], class_features, some)
+def every(lists: list[list[str]]) -> list[str]:
+    """The pictures that any of the runs still wants."""
+    return list(dict.fromkeys(i for ids in lists for i in ids))
+
+
+def encode(clip: "CLIP", pixel_values: "Tensor", part: range) -> "Tensor":
+    """Image features [part, width] of some pictures of a batch."""
+    return clip.encode_images(pixel_values[part.start : part.stop])
 
 
 if __name__ == "__main__":

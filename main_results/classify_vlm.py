@@ -2,14 +2,16 @@
 
     python main_results/classify_vlm.py --model llava-1.5-7b --benchmark flowers
     python main_results/classify_vlm.py --model llava-1.5-7b --benchmark flowers --candidates all
+    python main_results/classify_vlm.py --model llava-1.5-7b --benchmark flowers --candidates none 2 5 20 all
     python main_results/classify_vlm.py --model blip2-2.7b --benchmark my.jsonl --classes my_classes.json --limit 100
 
 Writes outputs/main_results/NAME/{run.json, predictions.jsonl, scores.csv}. Stop it whenever you like: the same command
 goes on where it stopped. Start it several times, or under `accelerate launch`, and the processes share the work.
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,7 +24,7 @@ from vlmclassifier.images import image_sizes, open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
 from vlmclassifier.prompts import build_question, new_tokens, parse_candidates, setting_name
 from vlmclassifier.records import ContextError, Example, Prediction, Question
-from vlmclassifier.runs import Run, fingerprint, open_run
+from vlmclassifier.runs import Run, fingerprint, open_run, pending_together
 from vlmclassifier.tables import OUTPUTS, write_scores
 
 if TYPE_CHECKING:
@@ -45,11 +47,12 @@ class Args:
     """Split to evaluate, or "all"; without it the benchmark's test split."""
     limit: int | None = None
     """Only the first N pictures of the evaluation order; a larger N later continues the same run."""
-    candidates: str = "none"
-    """The world: none (open), all (every class name listed), or K candidates, the true one among them."""
-    order: Literal["random", "fixed"] = "random"
+    candidates: tuple[str, ...] = ("none",)
+    """The world: none (open), all (every class name listed), or K candidates, the true one among them. Several values,
+    here and in the next two: a run for every combination, with each picture encoded once."""
+    order: tuple[Literal["random", "fixed"], ...] = ("random",)
     """Order of the candidates: random per picture, or that of the class list."""
-    wording: Literal["base", "alternative_1", "alternative_2", "alternative_3"] = "base"
+    wording: tuple[Literal["base", "alternative_1", "alternative_2", "alternative_3"], ...] = ("base",)
     """Wording of the question (vlmclassifier/prompts.py)."""
     chain_of_thought: bool = False
     """Let the model think step by step before it answers."""
@@ -64,7 +67,26 @@ class Args:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on the CPU."""
     out: Path | None = None
-    """Run folder; without it outputs/main_results/MODEL-BENCHMARK-SETTING."""
+    """Run folder, or the one above where there are several; without it outputs/main_results/MODEL-BENCHMARK-SETTING."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of asking."""
+
+    candidates: str
+    order: str
+    wording: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The pictures that one run still wants of a lease, and what is asked about them."""
+
+    ids: list[str]
+    questions: Sequence[Question]
+    prompts: Sequence[str]
+    inputs: dict  # what `VLM.prepare` made of them
 
 
 def main(args: Args) -> None:
@@ -72,9 +94,7 @@ def main(args: Args) -> None:
     cli.check_positive(limit=args.limit, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)
     spec = find_model(args.model, "vlm")
     task = load_evaluation(args.benchmark, args.classes, args.data_root, args.split, args.limit)
-    parse_candidates(args.candidates, task.names)
     folder = checkpoint_folder(spec, args.weights)
-    max_new_tokens = args.max_new_tokens or new_tokens(args.chain_of_thought)
 
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
 
@@ -82,67 +102,115 @@ def main(args: Args) -> None:
         "script": "classify_vlm", "kind": "vlm", "model": spec.key, "miniature": is_miniature(folder),
         "checkpoint": fingerprint(folder), "dtype": resolve_dtype(args.dtype, resolve_device(args.device)),
         "benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": args.limit,
-        "candidates": args.candidates, "order": args.order, "wording": args.wording, "seed": args.seed,
-        "chain_of_thought": args.chain_of_thought, "max_new_tokens": max_new_tokens, "classes": list(task.names),
+        "candidates": "", "order": "", "wording": "", "seed": args.seed, "chain_of_thought": args.chain_of_thought,
+        "max_new_tokens": args.max_new_tokens or new_tokens(args.chain_of_thought), "classes": list(task.names),
     }  # fmt: skip
-    setting = setting_name(args.candidates, args.wording, args.order, args.chain_of_thought, args.seed)
-    out = args.out or OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
-    run = open_run(out, config, [example.id for example in task.examples])
-    if not run.complete:
-        try:
-            answer(args, task, folder, run, f"{spec.key} on {task.benchmark.title}, {setting}")
-        except ContextError as error:
-            run.not_applicable(str(error))  # for the tables
-            raise
-    run.finish()
-    if cli.is_main_process():
-        cli.report(out, write_scores(out, "main_results", "table1"), "python main_results/table.py")
+    asked = settings(args, task)
+    order, runs = [example.id for example in task.examples], {}
+    for setting, way in asked.items():
+        out = OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
+        if args.out:
+            out = args.out if len(asked) == 1 else args.out / setting
+        runs[setting] = open_run(out, config | asdict(way), order)
+    pending = {setting: run for setting, run in runs.items() if not run.complete}
+    absent = answer(args, task, folder, asked, pending, f"{spec.key} on {task.benchmark.title}") if pending else {}
+    for setting, run in runs.items():
+        if setting in absent:
+            continue
+        run.finish()
+        if cli.is_main_process():
+            scores = write_scores(run.folder, "main_results", "table1")
+            cli.report(run.folder, scores, "python main_results/table.py")
+    if absent:
+        raise ContextError("; ".join(f"{setting}: {reason}" for setting, reason in absent.items()))
 
 
-def answer(args: Args, task: Evaluation, folder: Path, run: Run, title: str) -> None:
-    """Ask the model about every pending picture, batch by batch."""
+def settings(args: Args, task: Evaluation) -> dict[str, Way]:
+    """Every combination of candidates, order and wording that was asked for, by its name."""
+    asked = {}
+    for candidates, order, wording in itertools.product(*map(cli.several, (args.candidates, args.order, args.wording))):
+        parse_candidates(candidates, task.names)
+        name = setting_name(candidates, wording, order, args.chain_of_thought, args.seed)
+        asked.setdefault(name, Way(candidates, order, wording))  # the order does not matter where nothing is listed
+    return asked
+
+
+def answer(
+    args: Args, task: Evaluation, folder: Path, asked: dict[str, Way], runs: dict[str, Run], title: str
+) -> dict[str, str]:
+    """Ask the model about every pending picture, batch by batch, in every way; what does not fit is returned."""
     from vlmclassifier.devices import Halving
     from vlmclassifier.vlm import load_vlm
 
     vlm = load_vlm(args.model, folder, args.device, args.dtype)
     max_new_tokens = args.max_new_tokens or new_tokens(args.chain_of_thought)
-    count = parse_candidates(args.candidates, task.names)
     examples = {example.id: example for example in task.examples}
 
-    def ask(example: Example) -> tuple[Question, str]:
-        question = build_question(example, task.names, count, args.wording, args.order, args.seed)
+    def ask(example: Example, way: Way) -> tuple[Question, str]:
+        count = parse_candidates(way.candidates, task.names)
+        question = build_question(example, task.names, count, way.wording, way.order, args.seed)
         return question, vlm.prompt(question.text, args.chain_of_thought)
 
-    def load(ids: list[str]) -> tuple[list[Question], list[tuple[Image, str]], dict]:
-        images = [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
-        questions, prompts = zip(*(ask(examples[i]) for i in ids), strict=True)
-        return questions, list(zip(images, prompts, strict=True)), vlm.prepare(images, prompts)
+    absent = {}
+    for setting, run in runs.items():
+        prompts = [ask(example, asked[setting])[1] for example in varying(asked[setting], task)]
+        try:
+            check_context(vlm, prompts, max_new_tokens, task)
+        except ContextError as error:
+            absent[setting] = str(error)
+            run.not_applicable(str(error))  # for the tables
+    runs = {setting: run for setting, run in runs.items() if setting not in absent}
+    if not runs:
+        return absent
+    waiting = list(runs.values())
 
-    check_context(vlm, [ask(example)[1] for example in varying(args, task)], max_new_tokens, task)
-    halving = Halving()
-    with cli.progress(run, title) as advance:
-        for ids, (questions, asked, inputs) in prefetch(run.pending(args.batch_size), load):
-            answers = halving(partial(generate, vlm, inputs, len(ids), max_new_tokens), asked)
-            rows = zip([examples[i] for i in ids], questions, asked, answers, strict=True)
-            run.append(
-                [
-                    Prediction(e.id, e.label, e.class_index, p, q.choices, text, None, None)
-                    for e, q, (_, p), text in rows
-                ]
+    def load(lists: list[list[str]]) -> tuple[dict[str, Image], list[Batch]]:
+        ids = dict.fromkeys(i for some in lists for i in some)
+        images = {i: open_image(examples[i].image, task.root, examples[i].row) for i in ids}
+        batches = []
+        for setting, some in zip(runs, lists, strict=True):
+            questions, prompts = (
+                zip(*(ask(examples[i], asked[setting]) for i in some), strict=True) if some else ((), ())
             )
-            advance()
+            inputs = vlm.prepare([images[i] for i in some], prompts) if some else {}
+            batches.append(Batch(some, questions, prompts, inputs))
+        return images, batches
+
+    halving = Halving()
+    with cli.progress(waiting, f"{title}, {', '.join(runs)}") as advance:
+        for _, (images, batches) in prefetch(pending_together(waiting, args.batch_size), load):
+            seen = features(vlm, images, batches) if len(runs) > 1 else {}
+            for run, batch in zip(waiting, batches, strict=True):
+                asking = [(images[i], prompt, seen.get(i)) for i, prompt in zip(batch.ids, batch.prompts, strict=True)]
+                answers = halving(partial(generate, vlm, batch, max_new_tokens), asking) if asking else []
+                rows = zip([examples[i] for i in batch.ids], batch.questions, batch.prompts, answers, strict=True)
+                if asking:
+                    run.append([Prediction(e.id, e.label, e.class_index, prompt, q.choices, text, None, None)
+                                for e, q, prompt, text in rows])  # fmt: skip
+                    advance()
+    return absent
 
 
-def generate(vlm: "VLM", inputs: dict, count: int, max_new_tokens: int, part: Sequence[tuple[Image, str]]) -> list[str]:
-    """Answers to (picture, prompt) pairs; `inputs`: prepared ahead for all `count` pairs of the batch."""
-    if len(part) < count:  # the batch did not fit into the memory as a whole
-        inputs = vlm.prepare(*zip(*part, strict=True))
-    return vlm.generate(inputs, max_new_tokens)
+def features(vlm: "VLM", images: dict[str, Image], batches: list[Batch]) -> dict[str, object]:
+    """What the language model is given of each picture, encoded once for all ways; empty where it cannot be shared."""
+    prompt = next(prompt for batch in batches for prompt in batch.prompts)
+    seen = {i: vlm.image_features(vlm.prepare([image], [prompt])) for i, image in images.items()}
+    return {} if None in seen.values() else seen
 
 
-def varying(args: Args, task: Evaluation) -> Sequence[Example]:
+def generate(
+    vlm: "VLM", batch: Batch, max_new_tokens: int, part: Sequence[tuple[Image, str, object]]
+) -> list[str]:  # fmt: skip
+    """Answers to (picture, prompt, features or None); the batch's inputs are for all of it."""
+    images, prompts, seen = zip(*part, strict=True)
+    whole = len(part) == len(batch.ids)  # else it did not fit into the memory
+    inputs = batch.inputs if whole else vlm.prepare(images, prompts)
+    return vlm.generate(inputs, max_new_tokens, None if None in seen else seen)
+
+
+def varying(way: Way, task: Evaluation) -> Sequence[Example]:
     """The examples whose prompts have different words: all with K candidates each, else one stands for all."""
-    return task.examples if args.candidates not in ("none", "all") else task.examples[:1]
+    return task.examples if way.candidates not in ("none", "all") else task.examples[:1]
 
 
 def check_context(vlm: "VLM", prompts: list[str], max_new_tokens: int, task: Evaluation) -> None:

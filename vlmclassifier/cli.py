@@ -79,15 +79,20 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def progress(run: Run, title: str) -> Iterator[Callable[[], None]]:
-    """A bar over all rows of a run, also those of other processes; call what it yields after each `append`."""
+def progress(runs: Sequence[Run], title: str) -> Iterator[Callable[[], None]]:
+    """A bar over all rows of some runs, also those of other processes; call what it yields after each `append`."""
     from tqdm import tqdm
 
-    done = sum(i in run.done for i in run.order)
+    total, done = sum(len(run.order) for run in runs), sum(i in run.done for run in runs for i in run.order)
     if is_main_process() and done:
-        print(f"{title}: {done} of {len(run.order)} pictures are answered already", file=sys.stderr)
-    with tqdm(total=len(run.order), initial=done, desc=title, unit="pic", disable=not is_main_process()) as bar:
-        yield lambda: bar.update(min(len(run.done), len(run.order)) - bar.n)
+        print(f"{title}: {done} of {total} pictures are answered already", file=sys.stderr)
+    with tqdm(total=total, initial=done, desc=title, unit="pic", disable=not is_main_process()) as bar:
+        yield lambda: bar.update(sum(min(len(run.done), len(run.order)) for run in runs) - bar.n)
+
+
+def several(words: str | Sequence[str]) -> tuple[str, ...]:
+    """The values of an argument that takes one or several; a single one may come without a list."""
+    return (words,) if isinstance(words, str) else tuple(dict.fromkeys(words))
 
 
 def report(folder: Path, scores: Sequence[Score], following: str) -> None:

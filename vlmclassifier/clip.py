@@ -79,7 +79,17 @@ class CLIP:
 
         `class_features`: [classes, width]. `candidates`: per picture the classes that may win; None for all.
         """
-        similarity = self.encode_images(images) @ class_features.T  # [batch, classes]
+        return self.rank(self.encode_images(images), class_features, candidates, top)
+
+    def rank(
+        self,
+        image_features: Tensor,
+        class_features: Tensor,
+        candidates: Sequence[Sequence[int]] | None = None,
+        top: int = 5,
+    ) -> list[list[int]]:
+        """As `classify`, of pictures that `encode_images` has encoded [batch, width]."""
+        similarity = image_features @ class_features.T  # [batch, classes]
         if candidates is None:
             return similarity.topk(min(top, similarity.shape[1])).indices.tolist()
         rankings = []

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -66,23 +67,19 @@ class Run:
         Waits at the end for other processes; a lease that its holder lost (by dying) is taken over. Processes of other
         batch sizes cut other leases: they may compute a row twice, but the merged file has it once.
         """
-        todo = {start: self.order[start : start + batch_size] for start in range(0, len(self.order), batch_size)}
-        while todo:
-            for start, ids in list(todo.items()):
-                if self._lock_byte(start):
-                    self._read_new_rows()
-                    left = [i for i in ids if i not in self.done]
-                    if left:
-                        with self._guard:
-                            self._leases[start] = set(left)
-                        yield left
-                    else:
-                        self._unlock_byte(start)
-                    del todo[start]
-            if todo:
-                time.sleep(0.2)
-                self._read_new_rows()
-                todo = {start: ids for start, ids in todo.items() if not self.done.issuperset(ids)}
+        for (left,) in pending_together([self], batch_size):
+            yield left
+
+    def _lease(self, start: int, ids: Sequence[str]) -> list[str]:
+        """The ids of a lease, which this process holds, that have no row yet; without any the lease ends."""
+        self._read_new_rows()
+        left = [i for i in ids if i not in self.done]
+        if left:
+            with self._guard:
+                self._leases[start] = set(left)
+        else:
+            self._unlock_byte(start)
+        return left
 
     def append(self, predictions: Sequence[Prediction], values: "ndarray | None" = None) -> None:
         """Write a batch of rows; they reach the disk (fsync) while the next batch is computed, then its lease ends.
@@ -278,6 +275,31 @@ def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: 
     finally:
         run._unlock_byte(FOLDER_LOCK)
     return run
+
+
+def pending_together(runs: Sequence[Run], batch_size: int) -> Iterator[list[list[str]]]:
+    """As `Run.pending` for several runs over the same order: of every lease the ids that each run still wants.
+
+    So several questions about a picture can share what they have in common.
+    """
+    order = runs[0].order
+    todo = {start: order[start : start + batch_size] for start in range(0, len(order), batch_size)}
+    while todo:
+        for start, ids in list(todo.items()):
+            held = list(itertools.takewhile(lambda run: run._lock_byte(start), runs))  # noqa: B023 - used at once
+            if len(held) < len(runs):  # another process works on it
+                for run in held:
+                    run._unlock_byte(start)
+                continue
+            left = [run._lease(start, ids) for run in runs]
+            if any(left):
+                yield left
+            del todo[start]
+        if todo:
+            time.sleep(0.2)
+            for run in runs:
+                run._read_new_rows()
+            todo = {start: ids for start, ids in todo.items() if not all(run.done.issuperset(ids) for run in runs)}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

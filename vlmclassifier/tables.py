@@ -115,8 +115,9 @@ def wide_table(
     datasets: Sequence[str],
     models: Sequence[str],
     absent: Collection[tuple[str, str, str]] = (),
+    settings: Sequence[str] = ("open_world", "closed_world"),
 ) -> "DataFrame":
-    """One row per model and setting, one column per dataset, cells as in LEGEND, rows in the order of `models`.
+    """One row per setting and model, one column per dataset, cells as in LEGEND, in the order of `settings`, `models`.
 
     `absent`: the cells of `not_applicable`.
     """
@@ -128,10 +129,10 @@ def wide_table(
         cells[key] = cells.get(key, "N/A").replace("missing", "N/A")
     columns = [*datasets, *sorted(set(rows["dataset"]) - set(datasets))]
     place = {model: number for number, model in enumerate(models)}
-    settings = {"open_world": 0, "closed_world": 1}
+    turn = {setting: number for number, setting in enumerate(settings)}
     order = sorted(
         {key[:2] for key in cells},
-        key=lambda key: (settings.get(key[1], 2), key[1], place.get(_base(key[0]), len(place)), key[0]),
+        key=lambda key: (turn.get(key[1], len(turn)), key[1], place.get(_base(key[0]), len(place)), key[0]),
     )
     body = [[model, setting, *(cells.get((model, setting, d), "N/A") for d in columns)] for model, setting in order]
     return pd.DataFrame(body, columns=["model", "setting", *columns])

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Table 9, Figures 2 and 4: candidate lists of 2, 5, 20 and 100 names; then the tables. Finished runs are skipped.
+#   bash inference_analysis/label_set_size.sh
+#   MODELS="llava-1.5-7b clip-vit-l-336" BENCHMARKS="flowers" LIMIT=1000 bash inference_analysis/label_set_size.sh
+# Settings: MODELS, BENCHMARKS, SIZES (2 5 20 100; all is a size too), LIMIT (pictures), SPLIT, BATCH_SIZE, OUTPUTS,
+# PYTHON.
+set -euo pipefail
+if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
+cd "$(dirname "$0")/.."
+source scripts/launcher.bash
+
+VLMS=(llava-1.5-7b blip2-2.7b)
+CLIPS=(clip-vit-l-336)
+# Not in Table 9: run where MODELS names them.
+[ -z "${MODELS:-}" ] || VLMS+=(llava-1.5-13b llava-next-vicuna-7b llava-next-mistral-7b instructblip-7b instructblip-13b
+    qwen2.5-vl-7b qwen3-vl-8b internvl3-8b llava-onevision-7b smolvlm2-2.2b paligemma2-3b gemma3-4b idefics3-8b
+    pixtral-12b)
+[ -z "${MODELS:-}" ] || CLIPS+=(eva-clip-g)
+known "${VLMS[@]}" "${CLIPS[@]}"
+read -ra SIZES <<< "${SIZES:-2 5 20 100}"
+
+for benchmark in "${BENCHMARKS[@]}"; do
+    for kind in vlm clip; do
+        models=("${VLMS[@]}")
+        [ $kind = vlm ] || models=("${CLIPS[@]}")
+        for model in "${models[@]}"; do
+            ! wanted "$model" || run "$model/$benchmark/sizes" "main_results/classify_$kind.py" --model "$model" \
+                --benchmark "$benchmark" --candidates "${SIZES[@]}" "${COMMON[@]}"
+        done
+    done
+done
+finish inference_analysis/table.py

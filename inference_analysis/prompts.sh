@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Table 2, upper part: wordings, order of the labels, chain of thought; then the tables. Finished runs are skipped.
+#   bash inference_analysis/prompts.sh
+#   MODELS="llava-1.5-7b" BENCHMARKS="flowers caltech" LIMIT=1000 bash inference_analysis/prompts.sh
+# Settings: MODELS, BENCHMARKS, LIMIT (pictures), SPLIT, BATCH_SIZE, OUTPUTS, PYTHON.
+set -euo pipefail
+if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
+cd "$(dirname "$0")/.."
+source scripts/launcher.bash
+
+VLMS=(llava-1.5-7b blip2-2.7b)
+# Not in Table 2: run where MODELS names them.
+[ -z "${MODELS:-}" ] || VLMS+=(llava-1.5-13b llava-next-vicuna-7b llava-next-mistral-7b instructblip-7b instructblip-13b
+    qwen2.5-vl-7b qwen3-vl-8b internvl3-8b llava-onevision-7b smolvlm2-2.2b paligemma2-3b gemma3-4b idefics3-8b
+    pixtral-12b)
+known "${VLMS[@]}"
+
+for benchmark in "${BENCHMARKS[@]}"; do
+    for model in "${VLMS[@]}"; do
+        wanted "$model" || continue
+        ask=(main_results/classify_vlm.py --model "$model" --benchmark "$benchmark" "${COMMON[@]}")
+        run "$model/$benchmark/wordings" "${ask[@]}" --wording base alternative_1 alternative_2
+        # The 998 names of ImageNet exceed the context of every model of the paper: N/A there too.
+        [ "$benchmark" != imagenet ] || continue
+        run "$model/$benchmark/orders" "${ask[@]}" --candidates all --order random fixed
+        run "$model/$benchmark/thought" "${ask[@]}" --candidates all --chain-of-thought
+    done
+done
+finish inference_analysis/table.py
