@@ -58,7 +58,7 @@ class Args:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on the CPU."""
     out: Path | None = None
-    """Run folder, or the one above where there are several; without it outputs/main_results/MODEL-BENCHMARK-SETTING."""
+    """Run folder, with -SETTING behind it where there are several; without it outputs/main_results/MODEL-BENCHMARK."""
 
 
 def main(args: Args) -> None:
@@ -87,7 +87,7 @@ def main(args: Args) -> None:
         setting = setting_name(candidates, seed=args.seed if candidates != "all" else 0)
         out = OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
         if args.out:
-            out = args.out if len(asked) == 1 else args.out / setting
+            out = args.out if len(asked) == 1 else args.out.with_name(f"{args.out.name}-{setting}")
         runs[candidates] = open_run(out, config | {"candidates": candidates}, order)
     if pending := {candidates: run for candidates, run in runs.items() if not run.complete}:
         classify(args, task, weights, pending, f"{spec.key} on {task.benchmark.title}, {', '.join(pending)} candidates")

@@ -67,7 +67,7 @@ class Args:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on the CPU."""
     out: Path | None = None
-    """Run folder, or the one above where there are several; without it outputs/main_results/MODEL-BENCHMARK-SETTING."""
+    """Run folder, with -SETTING behind it where there are several; without it outputs/main_results/MODEL-BENCHMARK."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def main(args: Args) -> None:
     for setting, way in asked.items():
         out = OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
         if args.out:
-            out = args.out if len(asked) == 1 else args.out / setting
+            out = args.out if len(asked) == 1 else args.out.with_name(f"{args.out.name}-{setting}")
         runs[setting] = open_run(out, config | asdict(way), order)
     pending = {setting: run for setting, run in runs.items() if not run.complete}
     absent = answer(args, task, folder, asked, pending, f"{spec.key} on {task.benchmark.title}") if pending else {}
@@ -179,7 +179,8 @@ def answer(
     halving = Halving()
     with cli.progress(waiting, f"{title}, {', '.join(runs)}") as advance:
         for _, (images, batches) in prefetch(pending_together(waiting, args.batch_size), load):
-            seen = features(vlm, images, batches) if len(runs) > 1 else {}
+            seen = halving(partial(features, vlm, batches), list(images.items())) if len(runs) > 1 else []
+            seen = dict(zip(images, seen, strict=True)) if seen else {}
             for run, batch in zip(waiting, batches, strict=True):
                 asking = [(images[i], prompt, seen.get(i)) for i, prompt in zip(batch.ids, batch.prompts, strict=True)]
                 answers = halving(partial(generate, vlm, batch, max_new_tokens), asking) if asking else []
@@ -191,11 +192,10 @@ def answer(
     return absent
 
 
-def features(vlm: "VLM", images: dict[str, Image], batches: list[Batch]) -> dict[str, object]:
-    """What the language model is given of each picture, encoded once for all ways; empty where it cannot be shared."""
+def features(vlm: "VLM", batches: list[Batch], part: Sequence[tuple[str, Image]]) -> list[object]:
+    """What the language model is given of each picture, encoded once for all ways; None where it cannot be shared."""
     prompt = next(prompt for batch in batches for prompt in batch.prompts)
-    seen = {i: vlm.image_features(vlm.prepare([image], [prompt])) for i, image in images.items()}
-    return {} if None in seen.values() else seen
+    return vlm.encode([image for _, image in part], prompt) or [None] * len(part)
 
 
 def generate(

@@ -4,16 +4,16 @@
     python main_results/study.py --root outputs/my/seed-0 --benchmark my.jsonl --classes my.json
 
 Classifies the test split with ROOT/checkpoints/clip and vlm, in the open world and with candidate lists, and with every
-other ROOT/checkpoints/vlm-*, by classify_vlm.py and classify_clip.py. Writes ROOT/main_results/NAME/ for every run and
-ROOT/main_results/findings.csv.
+other ROOT/checkpoints/vlm-*, by classify_vlm.py and classify_clip.py; for inference_analysis/study.py also in other
+wordings, and on train pictures. Writes ROOT/main_results/NAME/ for every run and ROOT/main_results/findings.csv.
 """
 
-import csv
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import classify_clip
@@ -23,16 +23,19 @@ from vlmclassifier import cli
 from vlmclassifier.benchmarks import class_names, find_benchmark
 from vlmclassifier.findings import (
     Finding,
+    Hits,
     error_ratio,
     independent_difference,
     paired_difference,
+    paper_number,
     proportion,
     readable,
+    right_answers,
+    values,
     verdict,
     write_findings,
 )
-from vlmclassifier.runs import read_run
-from vlmclassifier.scoring import METRICS, PAPER_METRIC
+from vlmclassifier.prompts import WORDINGS, setting_name
 
 PAPER = Path(__file__).parent / "paper.csv"
 GROUPS = ("frequent", "middle", "rare")
@@ -40,7 +43,6 @@ PROCESSES = 2
 NEW_TOKENS = 16  # longer than any class name in words
 
 Job = classify_vlm.Args | classify_clip.Args
-Hits = dict[str, tuple[str, bool]]  # picture -> label, and whether the answer was right
 
 
 @dataclass
@@ -55,24 +57,28 @@ class Args:
     """Folder that the manifest's image paths start from; without it ROOT/pictures where it exists."""
     candidates: Sequence[str] = ("2", "5", "20", "all")
     """Lengths of the candidate lists; all names always, numbers above theirs never."""
+    train: int = 288
+    """Pictures of the train split that the best way of asking is chosen on."""
     limit: int | None = None
-    """Only the first N pictures of the evaluation order."""
+    """Only the first N pictures of the test split's evaluation order."""
     batch_size: int = 128
     """Pictures per forward pass."""
 
 
 def main(args: Args) -> None:
     """Run every classification that is not there yet, then derive the findings from the saved answers."""
-    cli.check_positive(limit=args.limit, batch_size=args.batch_size)
+    cli.check_positive(limit=args.limit, train=args.train, batch_size=args.batch_size)
     names = set(class_names(find_benchmark(args.benchmark, args.classes)))
     counts = sorted({int(word) for word in args.candidates if word.isdecimal() and int(word) < len(names)})
     candidates = [*map(str, counts), "all"]
     out, checkpoints = args.root / "main_results", args.root / "checkpoints"
     args = replace(args, candidates=candidates)
-    jobs = list(classifications(args, checkpoints, out))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(PROCESSES, context, initializer=use_one_core) as pool:
-        hits = dict(zip([key for key, _ in jobs], pool.map(classify, [job for _, job in jobs]), strict=True))
+        list(pool.map(classify_all, [jobs(args, checkpoints, out)] * PROCESSES))
+    hits = {("clip", word): right_answers(out / f"mini-clip-{setting_name(word)}") for word in candidates}
+    hits |= {("vlm", word): right_answers(out / f"mini-llava-{setting_name(word)}") for word in [*candidates, "none"]}
+    hits |= {(vlm.name, "none"): right_answers(out / run_of(vlm)) for vlm in controls_of(checkpoints)}
     common = set.intersection(*map(set, hits.values()))  # a smaller --limit leaves runs of different lengths
     hits = {key: {image: answers[image] for image in common} for key, answers in hits.items()}
     naming = {file.parent.name.removesuffix("-texts"): json.loads(file.read_text(encoding="utf-8"))
@@ -84,29 +90,45 @@ def main(args: Args) -> None:
     )
 
 
-def classifications(args: Args, checkpoints: Path, out: Path) -> Iterator[tuple[tuple[str, str], Job]]:
-    """Every run of the section: ((model, candidates), arguments of its script). The longest come first."""
+def shared(args: Args) -> dict:
+    """The arguments that every script is given."""
     pictures = args.root / "pictures"
-    common = {
-        "benchmark": args.benchmark, "classes": args.classes, "limit": args.limit, "batch_size": args.batch_size,
+    return {
+        "benchmark": args.benchmark, "classes": args.classes, "batch_size": args.batch_size,
         "data_root": args.data_root or (pictures if pictures.is_dir() else None),
     }  # fmt: skip
-    worlds = [*reversed(args.candidates), "none"]
-    for vlm in sorted(file.parent for file in checkpoints.glob("vlm*/config.json")):
-        for candidates in worlds if vlm.name == "vlm" else ["none"]:
-            run = out / f"mini-llava{vlm.name.removeprefix('vlm')}-{candidates}"
-            yield (
-                (vlm.name, candidates),
-                classify_vlm.Args(
-                    "mini-llava", vlm, candidates=candidates, max_new_tokens=NEW_TOKENS, out=run, **common
-                ),
-            )
-    for candidates in args.candidates:
-        run = out / f"mini-clip-{candidates}"
-        yield (
-            ("clip", candidates),
-            classify_clip.Args("mini-clip", checkpoints / "clip", candidates=candidates, out=run, **common),
-        )
+
+
+def jobs(args: Args, checkpoints: Path, out: Path) -> list[Job]:
+    """Every run, by its script's arguments: candidate lists and wordings, also on train pictures for the inference."""
+    others = tuple(wording for wording in WORDINGS if wording != "base")
+    vlm, names = partial(ask, args, checkpoints / "vlm"), tuple(args.candidates)
+    train = {"split": "train", "limit": args.train, "out": out / "train" / "mini-llava"}
+    return [
+        vlm(candidates=(*reversed(names), "none"), out=out / "mini-llava"),
+        vlm(wording=others, out=out / "mini-llava"),
+        vlm(candidates=("all", "none"), **train),
+        vlm(wording=others, **train),
+        classify_clip.Args("mini-clip", checkpoints / "clip", candidates=names, limit=args.limit, out=out / "mini-clip",
+                           **shared(args)),
+        *(ask(args, control, out=out / run_of(control)) for control in controls_of(checkpoints)),
+    ]  # fmt: skip
+
+
+def ask(args: Args, vlm: Path, **more: object) -> classify_vlm.Args:
+    """Arguments of one call of classify_vlm.py."""
+    settings = {"limit": args.limit, "max_new_tokens": NEW_TOKENS} | shared(args) | more
+    return classify_vlm.Args("mini-llava", vlm, **settings)
+
+
+def controls_of(checkpoints: Path) -> list[Path]:
+    """The VLMs that were trained with other frequencies."""
+    return sorted(file.parent for file in checkpoints.glob("vlm-*/config.json"))
+
+
+def run_of(control: Path) -> str:
+    """The run folder of a control."""
+    return f"mini-llava-{setting_name('none')}-{control.name.removeprefix('vlm-')}"
 
 
 def use_one_core() -> None:
@@ -117,31 +139,13 @@ def use_one_core() -> None:
     torch.set_num_threads(1)
 
 
-def classify(job: Job) -> Hits:
-    """One run by its script; where it is finished already, only its answers are read."""
-    script = classify_clip if isinstance(job, classify_clip.Args) else classify_vlm
-    script.main(job)
-    return right(job.out)
+def classify_all(work: list[Job]) -> None:
+    """One process's share of all runs: their folders share the work; what is finished is left alone."""
+    for job in work:
+        (classify_clip if isinstance(job, classify_clip.Args) else classify_vlm).main(job)
 
 
-def right(run: Path) -> Hits:
-    """Of every picture of a run its label and whether the answer was right by the paper's metric."""
-    record, predictions = read_run(run)
-    metric = METRICS[PAPER_METRIC[record["config"]["kind"]]]
-    return {p.example_id: (p.label, metric(p)) for p in predictions}
-
-
-def values(answers: Hits) -> list[bool]:
-    return [hit for _, (_, hit) in sorted(answers.items())]
-
-
-def paper(table: str, model: str, setting: str) -> float | None:
-    """The paper's number on ImageNet, where it has one."""
-    with open(PAPER, newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            if (row["table"], row["model"], row["setting"], row["dataset"]) == (table, model, setting, "imagenet"):
-                return float(row["value"])
-    return None
+paper = partial(paper_number, PAPER)
 
 
 def main_finding(hits: dict) -> list[Finding]:

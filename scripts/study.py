@@ -27,9 +27,8 @@ from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.records import UserError
 from vlmclassifier.tables import OUTPUTS
 
-SECTIONS = [  # in the order of the paper; each has a study.py that takes --root and writes ROOT/SECTION/findings.csv
-    "main_results",
-]
+# In the order of the paper; each has a study.py that takes --root and writes ROOT/SECTION/findings.csv. With --smoke:
+SECTIONS = {"main_results": ["--candidates", 2, "all", "--train", 96], "inference_analysis": ["--train", 96]}
 PACKAGE = PROJECT_ROOT / "vlmclassifier"
 BY_CONSTRUCTION = (
     "By construction: in this world we set how often the training texts name each class. What F1 and F4 test here is "
@@ -132,9 +131,9 @@ def study(args: Args, seed: int, root: Path, times: dict[str, float]) -> list[Fi
         with timed("controls: two more LLaVAs", times):
             together([[*train, "--stages", "vlm", "--frequency", kind] for kind in ("uniform", "permuted")])
     findings = []
-    for section in SECTIONS:
+    for section, smallest in SECTIONS.items():
         with timed(section, times):
-            run(f"{section}/study.py", "--root", root, *world, *(["--candidates", 2, "all"] if toy else []))
+            run(f"{section}/study.py", "--root", root, *world, *(smallest if toy else []))
         findings += read_findings(root / section / "findings.csv")
     return findings
 

@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from vlmclassifier.records import UserError
+from vlmclassifier.runs import read_run
+from vlmclassifier.scoring import METRICS, PAPER_METRIC
 
 RESAMPLES = 2000
+Hits = dict[str, tuple[str, bool]]  # picture -> label, and whether the answer was right
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,27 @@ def verdict(holds: bool, by_construction: bool = False) -> str:
     if not holds:
         return "does not hold"
     return "holds (by construction)" if by_construction else "holds"
+
+
+def right_answers(run: Path) -> Hits:
+    """Of every picture of a run its label and whether the answer was right by the paper's metric."""
+    record, predictions = read_run(run)
+    metric = METRICS[PAPER_METRIC[record["config"]["kind"]]]
+    return {p.example_id: (p.label, metric(p)) for p in predictions}
+
+
+def values(answers: Hits) -> list[bool]:
+    """The hits alone, in the order of the pictures' ids."""
+    return [hit for _, (_, hit) in sorted(answers.items())]
+
+
+def paper_number(file: Path, table: str, model: str, setting: str) -> float | None:
+    """The paper's number on ImageNet in a section's paper.csv, where it has one."""
+    with open(file, newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            if (row["table"], row["model"], row["setting"], row["dataset"]) == (table, model, setting, "imagenet"):
+                return float(row["value"])
+    return None
 
 
 def write_findings(rows: Iterable[Finding], file: Path) -> None:

@@ -107,6 +107,14 @@ class VLM:
         given = {key: self._to_device(value) for key, value in inputs.items() if key in wanted}
         return base.get_image_features(**given, return_dict=True)
 
+    def encode(self, images: Sequence[Image.Image], prompt: str) -> list[Any] | None:
+        """`image_features` of several pictures, encoded together where the model keeps them apart; else None."""
+        whole = self.image_features(self.prepare(images, [prompt] * len(images)))
+        if whole is None:
+            return None
+        apart = split(whole, len(images))
+        return apart or [self.image_features(self.prepare([image], [prompt])) for image in images]
+
     def ask(self, image: Image.Image, question: str, chain_of_thought: bool = False) -> str:
         """The answer to one question about one picture: 64 new tokens, 512 with chain of thought (paper section 1)."""
         return self.ask_all(image, [question], chain_of_thought)[0]
@@ -191,6 +199,20 @@ def joined(features: Sequence[Any]) -> Any:
         levels = zip(*(one.deepstack_features for one in features), strict=True)
         whole.deepstack_features = [join(level) for level in levels]
     return whole
+
+
+def split(features: Any, count: int) -> list[Any] | None:
+    """The inverse of `joined`: those of each of `count` pictures, or None where tiles of several are in one tensor."""
+    levels = getattr(features, "deepstack_features", None) or []
+    if any(len(values) != count for values in (features.pooler_output, *levels)):
+        return None
+    apart = []
+    for place in range(count):
+        part = slice(place, place + 1)
+        apart.append(type(features)(pooler_output=features.pooler_output[part]))
+        if levels:
+            apart[-1].deepstack_features = [level[part] for level in levels]
+    return apart
 
 
 def extremes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
