@@ -55,9 +55,10 @@ def redraw_weights(model: nn.Module, seed: int = 0) -> None:
 
 
 def train_tokenizer(
-    special: Iterable[str], bos: str | None, eos: str, pad: str, plain: Iterable[str] = (), **named: str
-) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 600 tokens trained on the class names and prompts, with a begin token in front of a text.
+    special: Iterable[str], bos: str | None, eos: str, pad: str, plain: Iterable[str] = (), size: int = VOCABULARY,
+    **named: str,
+) -> PreTrainedTokenizerFast:  # fmt: skip
+    """A byte-level BPE of `size` tokens trained on the class names and prompts, with a begin token in front of a text.
 
     `special`: tokens in the order of their numbers. `plain`: more tokens, that stay in a decoded answer. `named`: the
     attributes by which a processor finds its tokens (`image_token`).
@@ -68,7 +69,7 @@ def train_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(special), show_progress=False,
+        vocab_size=size, special_tokens=list(special), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
