@@ -5,7 +5,7 @@ import shutil
 import nbformat
 import pandas as pd
 import pytest
-from conftest import ROOT, run_script
+from conftest import REALDATA, ROOT, run_script
 from nbclient import NotebookClient
 
 
@@ -18,10 +18,10 @@ def outputs(tmp_path_factory, tiny, pictures):
     return folder
 
 
-def launch(outputs, check=True, **settings):
+def launch(outputs, launcher="main_results/table1.sh", check=True, **settings):
     env = {"VLMCLASSIFIER_PATHS": str(outputs / "paths.toml"), "OUTPUTS": str(outputs), "HF_HOME": str(outputs / "hub")}
     env |= {"BENCHMARKS": "caltech", "SPLIT": "all", "LIMIT": "4", "WORLDS": "open"}
-    return run_script("bash", "main_results/table1.sh", env=env | settings, check=check)
+    return run_script("bash", launcher, env=env | settings, check=check)
 
 
 def test_table1_runs_what_is_named_and_skips_what_is_finished(outputs):
@@ -42,10 +42,32 @@ def test_an_unknown_model_is_said_before_anything_runs(outputs):
     assert done.returncode == 1 and "error: MODELS: llava-9 is none of" in done.stderr and not done.stdout
 
 
+def test_the_inference_launchers_fill_the_sections_tables(outputs):
+    """Candidate lists of a VLM and CLIP, wordings, rankings: the runs lie where the tables look for them."""
+    done = launch(outputs, "inference_analysis/label_set_size.sh", MODELS="clip-vit-l-336 blip2-2.7b", SIZES="2 20")
+    done = launch(
+        outputs, "inference_analysis/rank_labels.sh", MODELS="blip2-2.7b", TRAIN="3" if REALDATA else "0", SPLIT="test"
+    )
+    home = outputs / "inference_analysis"
+    sizes, prompts = pd.read_csv(home / "table9.csv"), pd.read_csv(home / "table2.csv")
+    mini = sizes[sizes["value"].notna() & (sizes["metric"] == "accuracy")]
+    assert set(mini["model"]) == {"CLIP-L (miniature, split all)", "BLIP2-2.7B (miniature, split all)"}
+    assert set(mini["setting"]) == {"2_classes", "20_classes"} | {"all_classes"} & set(mini["setting"])
+    ours = prompts[prompts["value"].notna()].set_index("setting")
+    assert {"prob_sum", "prob_avg_cfg", "prob_avg_cfg_held_out"} <= set(ours.index)
+    assert set(ours.loc["prob_sum", "model"]) == {"BLIP2-2.7B (miniature)"} and "cfg_held_out" in done.stdout
+    wrong = launch(outputs, "inference_analysis/prompts.sh", check=False, MODELS="clip-vit-l-336")
+    assert wrong.returncode == 1 and "error: MODELS: clip-vit-l-336 is none of" in wrong.stderr
+    script = (ROOT / "inference_analysis" / "prompts.sh").read_text()
+    assert "--wording base alternative_1 alternative_2" in script and "--order random fixed" in script
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*/plot.ipynb")), ids=lambda path: path.parent.name)
 def test_notebooks_draw_from_the_tables(path, outputs, monkeypatch):
     if not (outputs / "main_results" / "table1.csv").exists():
         launch(outputs, MODELS="clip-vit-l-336")
+    if not (outputs / "inference_analysis" / "table9.csv").exists():
+        run_script("inference_analysis/table.py", "--outputs", outputs)
     monkeypatch.setenv("VLMCLASSIFIER_OUTPUTS", str(outputs))
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
@@ -53,7 +75,8 @@ def test_notebooks_draw_from_the_tables(path, outputs, monkeypatch):
     done = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
     kinds = [output.output_type for cell in done.cells for output in cell.get("outputs", [])]
     assert "display_data" in kinds and "error" not in kinds
-    assert (outputs / path.parent.name / "table1.png").stat().st_size > 20_000
+    pictures = list((outputs / path.parent.name).glob("*.png"))
+    assert pictures and all(file.stat().st_size > 20_000 for file in pictures)
     assert len(pd.read_csv(outputs / "main_results" / "table1.csv")) > 79
 
 

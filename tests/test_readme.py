@@ -10,8 +10,8 @@ from vlmclassifier.plane_figures import FIGURES
 
 README = (ROOT / "README.md").read_text()
 PAGES = [
-    "README.md", "main_results/README.md", "training_analysis/README.md", "data/README.md", "docs/adding_a_model.md",
-    "docs/plane_figures.md", "docs/measurements.md", "docs/scaling.md",
+    "README.md", "main_results/README.md", "inference_analysis/README.md", "training_analysis/README.md",
+    "data/README.md", "docs/adding_a_model.md", "docs/plane_figures.md", "docs/measurements.md", "docs/scaling.md",
 ]  # fmt: skip
 
 
@@ -30,9 +30,13 @@ def test_named_files_and_flags_exist(page):
     folder = (ROOT / page).parent
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (folder / link).exists(), link
-    for name in re.findall(r"(?:bash|python) ((?:scripts|main_results|training_analysis)/[\w./]+)", text):
+    for name in re.findall(
+        r"(?:bash|python) ((?:scripts|main_results|inference_analysis|training_analysis)/[\w./]+)", text
+    ):
         assert (ROOT / name).exists(), name
-    for path, rest in re.findall(r"python ((?:scripts|main_results|training_analysis)/\w+\.py)([^\n`]*)", text):
+    for path, rest in re.findall(
+        r"python ((?:scripts|main_results|inference_analysis|training_analysis)/\w+\.py)([^\n`]*)", text
+    ):
         source = (ROOT / path).read_text()
         for flag in re.findall(r"--([a-z-]+)", rest):
             assert re.search(rf"^    {flag.replace('-', '_')}:", source, re.MULTILINE), f"{path} has no --{flag}"

@@ -6,16 +6,60 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from vlmclassifier.vlm import VLM
 
-SLICE = 2**24  # logits that are held in float32 at a time
+ROOM = 256  # tree tokens that a cache has room for, at least
+SLICE = 2**22  # logits that are held in float32 at a time
+
+
+class TreeLayer(DynamicLayer):
+    """A cache layer with room for tree tokens: they are written in place, and given up without a copy of the prompt."""
+
+    def __init__(self, prompt: DynamicLayer) -> None:
+        super().__init__()
+        self.lazy_initialization(prompt.keys, prompt.values)
+        self._room = (prompt.keys, prompt.values)  # buffers [batch, heads, length and more, width]
+        self.keys, self.values = self._room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [batch, heads, new, width]; returns all keys and values, as views of the buffers."""
+        start = self.keys.shape[-2]
+        end = start + key_states.shape[-2]
+        if end > self._room[0].shape[-2]:
+            more = end - start + max(ROOM, end - start)
+            self._room = tuple(
+                torch.cat([held, held.new_empty((*held.shape[:2], more, held.shape[3]))], dim=2)
+                for held in (self.keys, self.values)
+            )
+        self._show(end)
+        self.keys[:, :, start:] = key_states
+        self.values[:, :, start:] = value_states
+        return self.keys, self.values
+
+    def keep(self, length: int, places: Tensor) -> None:
+        """Keep the first `length` tokens and those at `places` behind them."""
+        some = places.to(self.keys.device) + length
+        kept = [held[:, :, some] for held in self._room]
+        self._show(length + len(places))
+        self.keys[:, :, length:], self.values[:, :, length:] = kept
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Keep only some rows of the batch."""
+        end, some = self.keys.shape[-2], rows.to(self.keys.device)
+        self._room = tuple(held[some] for held in self._room)
+        self._show(end)
+
+    def _show(self, end: int) -> None:
+        self.keys, self.values = (held[:, :, :end] for held in self._room)
 
 
 class Prefix:
     """The cache of some prompts (padded on the left) and of the tree tokens that were run behind them."""
 
     def __init__(self, cache: DynamicCache, mask: Tensor, last: Tensor, logits: Tensor) -> None:
+        cache.layers = [TreeLayer(layer) for layer in cache.layers]
         self.cache = cache
         self.mask = mask  # bool [batch, prompt]
         self.place = mask.long().cumsum(1) - 1  # [batch, prompt] position of every token, -1 in the padding
@@ -28,24 +72,20 @@ class Prefix:
         """Tokens of the padded prompt."""
         return self.mask.shape[1]
 
+    @torch.inference_mode()
     def keep_tree(self, places: Tensor) -> None:
         """Keep only the tree tokens at these places [kept], the same ones in every row."""
         if len(places) == self.depth.shape[1]:
             return
-        columns = torch.cat([torch.arange(self.length), places.cpu() + self.length])
         for layer in self.cache.layers:
-            if not len(places):  # a view: nothing is copied
-                layer.keys, layer.values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
-            else:
-                columns = columns.to(layer.keys.device)
-                layer.keys, layer.values = layer.keys[:, :, columns], layer.values[:, :, columns]
+            layer.keep(self.length, places)
         self.depth = self.depth[:, places]
 
+    @torch.inference_mode()
     def keep_rows(self, rows: Tensor) -> None:
         """Keep only some of the batch's rows [kept]."""
         for layer in self.cache.layers:
-            some = rows.to(layer.keys.device)
-            layer.keys, layer.values = layer.keys[some], layer.values[some]
+            layer.keep_rows(rows)
         self.mask, self.place, self.last = self.mask[rows], self.place[rows], self.last[rows]
         self.logits, self.depth = self.logits[rows], self.depth[rows]
 
