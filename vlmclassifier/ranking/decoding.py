@@ -99,6 +99,7 @@ class TreeDecoder:
         self.head = vlm.model.get_output_embeddings()
         config = self.decoder.config
         self.softcap = getattr(config, "final_logit_softcapping", None)
+        self.caps = self.softcap is not None
         self.window = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None)
         # Decoders of several kinds of layers take a mask per kind, the others one mask.
@@ -118,12 +119,18 @@ class TreeDecoder:
             network = network.language_model  # the BLIPs' own forward insists on a picture
         more = {} if turning else {"position_ids": position_ids}
         # A cache without a config: no layer forgets what its window has passed; the mask below has the window.
+        raw: list[Tensor] = []
+        watch = self.head.register_forward_hook(lambda module, given, logits: raw.append(logits))
         outputs = network(**inputs, **more, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
+        watch.remove()
         outputs = getattr(outputs, "language_model_outputs", outputs)
         last = position_ids[:, -1:]  # [batch, 1]
         if turning and core.rope_deltas is not None:
             last = last + core.rope_deltas.view(-1, 1).to(last.device)
-        return Prefix(outputs.past_key_values, mask, last, self._cap(outputs.logits[:, -1], capped=True))
+        logits = outputs.logits[:, -1]  # [batch, vocabulary]
+        # Whether a model puts its config's cap on them: transformers 5.17 forgets PaliGemma's.
+        self.caps = self.softcap is not None and not torch.equal(raw[-1][:, -1], logits)
+        return Prefix(outputs.past_key_values, mask, last, logits.float())
 
     @torch.inference_mode()
     def run(self, prefix: Prefix, tokens: Tensor, depth: Tensor, visible: Tensor) -> Tensor:
@@ -164,16 +171,13 @@ class TreeDecoder:
         step = max(1, SLICE // vocabulary)
         parts = []
         for start in range(0, len(hidden_states), step):
-            logits = self._cap(self.head(hidden_states[start : start + step]))  # float32 [step, vocabulary]
+            logits = self.head(hidden_states[start : start + step])  # [step, vocabulary]
+            if self.caps:
+                logits = torch.tanh(logits / self.softcap) * self.softcap
+            logits = logits.float()
             low, high = torch.searchsorted(rows, torch.tensor([start, start + step], device=rows.device)).tolist()
             parts.append(gathered(logits, rows[low:high] - start, tokens[low:high]))
         return torch.cat(parts)
-
-    def _cap(self, logits: Tensor, capped: bool = False) -> Tensor:
-        """Logits in float32; the model's own forward has put its cap on them already."""
-        if self.softcap is not None and not capped:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits.float()
 
 
 def gathered(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
