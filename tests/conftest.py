@@ -34,42 +34,53 @@ def labels(realdata) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """A data root with the manifests of the four benchmarks: real photographs, else generated pictures."""
-    if REALDATA:
-        return Path(REALDATA)
-    out = tmp_path_factory.mktemp("pictures")
-    script("scripts/make_pictures.py").main(script("scripts/make_pictures.py").Args(out=out, count=60))
-    return out
+def once(tmp_path_factory):
+    """Folders that all test processes share: the first that wants one makes it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make) -> Path:
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (base / name).exists():
+                make(base / f"{name}.new")
+                (base / f"{name}.new").rename(base / name)
+        return base / name
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
+def pictures(once) -> Path:
+    """A data root with the manifests of the four benchmarks: real photographs, else generated pictures."""
+    if REALDATA:
+        return Path(REALDATA)
+    module = script("scripts/make_pictures.py")
+    return once("pictures", lambda out: module.main(module.Args(out=out, count=60)))
+
+
+@pytest.fixture(scope="session")
+def tiny(once) -> Path:
     """One miniature checkpoint folder per model that has one, TINY/KEY."""
     from vlmclassifier.models import MODELS
     from vlmclassifier.tiny import has_miniature, make_tiny
 
-    out = tmp_path_factory.mktemp("tiny")
-    for spec in filter(has_miniature, MODELS.values()):
-        make_tiny(spec, out / spec.key)
-    return out
+    return once(
+        "tiny", lambda out: [make_tiny(spec, out / spec.key) for spec in filter(has_miniature, MODELS.values())]
+    )
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory) -> Path:
+def world(once) -> Path:
     """PlaneFigures with 3 train pictures and 1 test picture per class."""
-    out = tmp_path_factory.mktemp("world") / "pictures"
     module = script("scripts/make_plane_figures.py")
-    module.main(module.Args(out=out, train=3, test=1))
-    return out
+    return once("world", lambda out: module.main(module.Args(out=out, train=3, test=1)))
 
 
 @pytest.fixture(scope="session")
-def trained(world, tmp_path_factory) -> Path:
+def trained(world, once) -> Path:
     """Mini checkpoints of a few steps, TRAINED/{clip,lm,vlm}, by the script: CLIP and language model side by side."""
-    out = tmp_path_factory.mktemp("trained")
-    pretrain(world, out)
-    return out
+    return once("trained", lambda out: pretrain(world, out))
 
 
 def pretrain(pictures: Path, out: Path, **more: object) -> None:

@@ -132,7 +132,7 @@ def test_the_sections_part_runs_on_trained_checkpoints(part, trained, world, tmp
     root.mkdir()
     (root / "pictures").symlink_to(world)
     (root / "checkpoints").symlink_to(trained)
-    command = ["main_results/study.py", "--root", root, "--candidates", "2", "500", "--limit", "48"]
+    command = ["main_results/study.py", "--root", root, "--candidates", "2", "500", "--limit", "48", "--train", "12"]
     run_script(*command)
     rows = read_findings(root / "main_results" / "findings.csv")
     text = (root / "main_results" / "findings.csv").read_text()
@@ -143,6 +143,13 @@ def test_the_sections_part_runs_on_trained_checkpoints(part, trained, world, tmp
     run_script(*command)
     assert {file: file.stat().st_mtime_ns for file in root.glob("main_results/*/predictions.jsonl")} == before
     assert (root / "main_results" / "findings.csv").read_text() == text
+    done = run_script("inference_analysis/study.py", "--root", root, "--limit", "48", "--train", "12")
+    rows = {row.metric: row for row in read_findings(root / "inference_analysis" / "findings.csv")}
+    for metric in ("largest change by a wording", "best training-free way minus open world",
+                   "CLIP minus best training-free way", "guidance's gain over the sum"):  # fmt: skip
+        assert rows[metric].holds in ("holds", "does not hold") and rows[metric].n == 48
+    assert rows["VLM, ranking by the mean"].n == 48 and "Best training-free way on 12 train pictures" in done.stdout
+    assert (root / "inference_analysis" / "guidance.csv").stat().st_size > 1000
 
 
 def test_every_section_of_the_study_has_its_script():
