@@ -90,6 +90,13 @@ def test_a_crash_between_the_two_merged_files_mixes_nothing(tmp_path, monkeypatc
     check(tmp_path, 8)
 
 
+def test_rows_whose_numbers_were_removed_are_one_sentence(tmp_path):
+    work(open_run(tmp_path, CONFIG, order(4), WIDTH), 2, 0)
+    (tmp_path / VALUES).unlink()
+    with pytest.raises(UserError, match="has rows without their numbers .picture-0.jpg, say.: values.safetensors was"):
+        open_run(tmp_path, CONFIG, order(4), WIDTH).finish()
+
+
 def test_a_vector_of_another_width_is_refused(tmp_path):
     run = open_run(tmp_path, CONFIG, order(2), WIDTH)
     ids = next(run.pending(2))

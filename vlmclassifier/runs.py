@@ -167,6 +167,11 @@ class Run:
             import numpy as np
 
             ids = [row.example_id for row in ordered]
+            if missing := [i for i in ids if i not in vectors]:
+                raise UserError(
+                    f"{self.folder} has rows without their numbers ({missing[0]}, say): {VALUES} was removed or "
+                    "changed; put it back, or remove the folder and run again."
+                )
             write_values(self.folder, ids, np.stack([vectors[i] for i in ids]), constants or {})
         _replace(self.folder / "predictions.jsonl", "".join(map(to_line, ordered)))
         record = _read_record(self.folder / "run.json") | {"rows": len(ordered)}

@@ -95,6 +95,8 @@ def read_ranking(folder: Path) -> Ranking:
     if record["finished"] is None:
         raise UserError(f"{folder} is unfinished: repeat its command.")
     ids, tensors = read_values(folder)
+    if ids != [row.example_id for row in rows]:
+        raise UserError(f"{folder}: the numbers are not those of the rows: repeat its command, which merges them anew.")
     names = list(dict.fromkeys(config["classes"]))
     place = {name: number for number, name in enumerate(names)}
     truth = np.array([place[row.label] for row in rows])
