@@ -11,10 +11,7 @@ source scripts/launcher.bash
 
 VLMS=(llava-1.5-7b blip2-2.7b)
 CLIPS=(clip-vit-l-336)
-# Not in Table 9: run where MODELS names them.
-[ -z "${MODELS:-}" ] || VLMS+=(llava-1.5-13b llava-next-vicuna-7b llava-next-mistral-7b instructblip-7b instructblip-13b
-    qwen2.5-vl-7b qwen3-vl-8b internvl3-8b llava-onevision-7b smolvlm2-2.2b paligemma2-3b gemma3-4b idefics3-8b
-    pixtral-12b)
+[ -z "${MODELS:-}" ] || VLMS=("${PAPERS[@]}" "${TODAYS[@]}")  # the others run where MODELS names them
 [ -z "${MODELS:-}" ] || CLIPS+=(eva-clip-g)
 known "${VLMS[@]}" "${CLIPS[@]}"
 read -ra SIZES <<< "${SIZES:-2 5 20 100}"

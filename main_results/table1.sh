@@ -8,10 +8,8 @@ if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' 
 cd "$(dirname "$0")/.."
 source scripts/launcher.bash
 
-VLMS=(llava-1.5-7b llava-1.5-13b llava-next-vicuna-7b llava-next-mistral-7b blip2-2.7b instructblip-7b instructblip-13b)
-# Not in the paper: run where MODELS names them, each by its key.
-[ -z "${MODELS:-}" ] || VLMS+=(qwen2.5-vl-7b qwen3-vl-8b internvl3-8b llava-onevision-7b smolvlm2-2.2b paligemma2-3b
-    gemma3-4b idefics3-8b pixtral-12b)
+VLMS=("${PAPERS[@]}")
+[ -z "${MODELS:-}" ] || VLMS+=("${TODAYS[@]}")  # run where MODELS names them, each by its key
 CLIPS=(clip-vit-l-336 eva-clip-g)
 SUPERVISED=vit-b-16  # ImageNet only, where MODELS names it
 known "${VLMS[@]}" "${CLIPS[@]}" "$SUPERVISED"

@@ -4,6 +4,9 @@ export VLMCLASSIFIER_OUTPUTS=${OUTPUTS:-${VLMCLASSIFIER_OUTPUTS:-outputs}}
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 read -ra BENCHMARKS <<< "${BENCHMARKS:-imagenet flowers cars caltech}"
 COMMON=(${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"})
+PAPERS=(llava-1.5-7b llava-1.5-13b llava-next-vicuna-7b llava-next-mistral-7b blip2-2.7b instructblip-7b instructblip-13b)
+TODAYS=(qwen2.5-vl-7b qwen3-vl-8b internvl3-8b llava-onevision-7b smolvlm2-2.2b paligemma2-3b gemma3-4b idefics3-8b
+    pixtral-12b)
 failed=()
 
 known() { # the launcher's models: those that MODELS names must be among them
