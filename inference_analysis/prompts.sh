@@ -16,7 +16,7 @@ for benchmark in "${BENCHMARKS[@]}"; do
     for model in "${VLMS[@]}"; do
         wanted "$model" || continue
         ask=(main_results/classify_vlm.py --model "$model" --benchmark "$benchmark" "${COMMON[@]}")
-        run "$model/$benchmark/wordings" "${ask[@]}" --wording base alternative_1 alternative_2
+        run "$model/$benchmark/wordings" "${ask[@]}" --wording base alternative_1 alternative_2 alternative_3
         # The 998 names of ImageNet exceed the context of every model of the paper: N/A there too.
         [ "$benchmark" != imagenet ] || continue
         run "$model/$benchmark/orders" "${ask[@]}" --candidates all --order random fixed

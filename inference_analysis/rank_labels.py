@@ -84,8 +84,8 @@ def main(args: Args) -> None:
     cli.check_positive(limit=args.limit, batch_size=args.batch_size, top_k=args.top_k, chunk=args.chunk)
     if args.top_k is None and (args.score != "sum" or args.guidance != 1):
         raise UserError("--score and --guidance go with --top-k: a full ranking keeps what all scores are made of.")
-    if args.guidance < 0:
-        raise UserError(f"--guidance {args.guidance} is negative: give 0 or more.")
+    if not 0 <= args.guidance < float("inf"):
+        raise UserError(f"--guidance {args.guidance} is not a number from 0 on: give one.")
     spec = find_model(args.model, "vlm")
     task = load_evaluation(args.benchmark, args.classes, args.data_root, args.split, args.limit)
     folder = checkpoint_folder(spec, args.weights)
@@ -105,14 +105,13 @@ def main(args: Args) -> None:
     distinct = len(set(task.names))
     width = distinct if args.top_k is None else min(args.top_k, distinct) + len(COST)
     run = open_run(out, config, [example.id for example in task.examples], width)
-    constants = None
     if not run.complete:
         try:
-            constants = rank(args, task, folder, run, f"{spec.key} on {task.benchmark.title}, {setting}")
+            rank(args, task, folder, run, f"{spec.key} on {task.benchmark.title}, {setting}")
         except ContextError as error:
             run.not_applicable(str(error))  # for the tables
             raise
-    run.finish(constants)
+    run.finish()
     if cli.is_main_process():
         report(out)
 
@@ -121,12 +120,18 @@ def run_name(args: Args, task: Evaluation) -> str:
     """What the default folder of a run says of its way of ranking."""
     parts = ["ranking"] if args.top_k is None else [f"top{args.top_k}", args.score]
     parts += [f"t{args.guidance:g}"] * (args.guidance != 1) + [f"prompt_{args.wording}"] * (args.wording != "base")
+    parts += [f"opening_{slug(args.opening)}"] if args.opening is not None else []
     parts += ["paper_tokenisation"] * args.paper_tokenisation
     return "-".join(parts + [f"split_{task.split}"] * (task.split != task.benchmark.test_split))
 
 
-def rank(args: Args, task: Evaluation, folder: Path, run: Run, title: str) -> "dict[str, ndarray]":
-    """Rank the names for every pending picture, batch by batch; returns what the run keeps beside its rows."""
+def slug(text: str) -> str:
+    """A text as a part of a folder's name."""
+    return "".join(letter if letter.isalnum() else "_" for letter in text) or "none"
+
+
+def rank(args: Args, task: Evaluation, folder: Path, run: Run, title: str) -> None:
+    """Rank the names for every pending picture, batch by batch."""
     from vlmclassifier.devices import Halving
     from vlmclassifier.ranking import Ranker, Scoring
     from vlmclassifier.vlm import load_vlm
@@ -136,22 +141,25 @@ def rank(args: Args, task: Evaluation, folder: Path, run: Run, title: str) -> "d
     ranker = Ranker(vlm, names, WORDINGS[args.wording], args.opening, args.paper_tokenisation, args.chunk)
     examples = {example.id: example for example in task.examples}
     sizes = image_sizes([e.image for e in task.examples]) if vlm.image_size_matters(ranker.prompt) else []
-    vlm.check_context([ranker.prompt], int(ranker.trie.lengths.max()), sizes)
+    ranker.check_context(sizes)
 
     def load(ids: list[str]) -> tuple:
         images = [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
         return images, ranker.prepare(images)
 
-    notes = [ranker.report, ranker.settle(load([run.order[0]])[0][0])]
+    halving = Halving()
+    (note,) = halving(lambda images: [ranker.settle(images[0])], load([run.order[0]])[0])
+    (prior,) = halving(lambda _: [ranker.prior()], [None])
     if cli.is_main_process():
         trie = ranker.trie
-        print(f"{len(names)} names, {trie.lengths.sum()} tokens: {trie.size} nodes, {len(trie.inner)} to run", *notes,
-              sep="\n", file=sys.stderr)  # fmt: skip
-    prior = ranker.prior()
+        print(f"{len(names)} names, {trie.lengths.sum()} tokens: {trie.size} nodes, {len(trie.inner)} to run\n"
+              f"{ranker.report}", file=sys.stderr)  # fmt: skip
+    if note:  # from every process: it is slow there
+        print(note, file=sys.stderr)
+    run.keep({"prior": prior} | ({"lengths": ranker.trie.lengths} if args.top_k is None else {}))
     scoring = Scoring(args.score == "mean", args.guidance, prior)
     numbers = partial(full, ranker) if args.top_k is None else partial(searched, ranker, args.top_k, scoring)
     class_index = [task.names.index(name) for name in names]
-    halving = Halving()
 
     def row(i: str, places: "ndarray") -> Prediction:
         e, name, order = examples[i], names[places[0]], tuple(class_index[place] for place in places)
@@ -162,7 +170,6 @@ def rank(args: Args, task: Evaluation, folder: Path, run: Run, title: str) -> "d
             places, vectors = zip(*halving(partial(numbers, inputs, len(ids)), images), strict=True)
             run.append([row(i, order) for i, order in zip(ids, places, strict=True)], stacked(vectors))
             advance()
-    return {"prior": prior, "lengths": ranker.trie.lengths} if args.top_k is None else {"prior": prior}
 
 
 def full(ranker: "Ranker", inputs: dict, count: int, images: Sequence["Image"]) -> "list[tuple[ndarray, ndarray]]":

@@ -74,7 +74,8 @@ def main(args: Args) -> None:
     asked, notes = collect_scores(args.outputs / "main_results", "inference_analysis", "")
     rankings, more = finished(home)
     notes += more
-    ranked = rank_scores(home, rankings)
+    ranked, more = rank_scores(home, rankings)
+    notes += more
     clips = {model_of(c) for c in configs(args.outputs / "main_results") if c.get("kind") == "clip"}
     papers, shown = pd.read_csv(PAPER), 0
     files = [write_guidance(home, rankings)]
@@ -85,6 +86,7 @@ def main(args: Args) -> None:
         mine += ranked if table == "table2" else []
         absent = {(model, word, dataset) for model, ours, dataset in not_applicable(args.outputs / "main_results")
                   for word, setting in words.items() if setting == ours and belongs(model)}  # fmt: skip
+        absent |= without_context(home) if table == "table2" else set()
         comparison = compare(mine, PAPER, table)
         models = list(papers[papers["table"] == table]["model"].unique())
         wide = wide_table(comparison, list(PAPER_BENCHMARKS), models, absent, settings(table, comparison))
@@ -142,14 +144,22 @@ def finished(home: Path) -> "tuple[dict[Path, Ranking], list[str]]":
     return rankings, notes
 
 
-def rank_scores(home: Path, rankings: "dict[Path, Ranking]") -> list[Score]:
-    """Scores of the rankings; of several runs of one cell the one with the most pictures counts, a full one first.
+def without_context(home: Path) -> set[tuple[str, str, str]]:
+    """Model, setting and dataset of the rankings whose prompt does not fit the model's context."""
+    records = [read_record(file.parent) for file in sorted(home.glob("*/run.json"))]
+    return {(model_of(r["config"]), setting, r["config"]["benchmark"]) for r in records if "not_applicable" in r
+            for setting in RANKED if r["config"].get("kind") == "ranking"}  # fmt: skip
+
+
+def rank_scores(home: Path, rankings: "dict[Path, Ranking]") -> tuple[list[Score], list[str]]:
+    """Scores of the rankings, and notes; of several of one cell the one with most pictures counts, a full one first.
 
     Those of the train split choose t and are no rows.
     """
     from vlmclassifier.ranking.results import of_train, scores_of
 
     best: dict[tuple, tuple] = {}
+    notes: dict[str, None] = {}
     for file in sorted(home.glob("*/run.json")):
         record, folder = read_record(file.parent), file.parent
         config = record["config"]
@@ -157,11 +167,17 @@ def rank_scores(home: Path, rankings: "dict[Path, Ranking]") -> list[Score]:
             continue
         full = folder in rankings
         train = of_train(rankings[folder], list(rankings.values())) if full else None
+        cells: dict[tuple, list[Score]] = {}
         for score in scores_of(folder, "inference_analysis", "table2", train):
-            key = (score.model, score.setting, score.dataset, score.metric)
-            entry = (score.n, full, record["finished"], score)
+            cells.setdefault((score.model, score.setting, score.dataset), []).append(score)
+        for key, scores in cells.items():
+            entry = (scores[0].n, full, record["finished"], scores)
+            if key in best:
+                notes[
+                    f"{' / '.join(key)} has several rankings: the one with most pictures, then a full one, counts."
+                ] = None
             best[key] = max(best.get(key, entry), entry, key=lambda one: one[:3])
-    return [entry[3] for entry in best.values()]
+    return [score for entry in best.values() for score in entry[3]], list(notes)
 
 
 def chosen(rankings: "dict[Path, Ranking]") -> "DataFrame":

@@ -21,7 +21,7 @@ from vlmclassifier.models import find_model, is_miniature
 from vlmclassifier.prompts import CAPTION, draw_candidates, parse_candidates, setting_name
 from vlmclassifier.records import Example, Prediction, UserError
 from vlmclassifier.runs import Run, fingerprint, open_run, pending_together
-from vlmclassifier.tables import OUTPUTS, write_scores
+from vlmclassifier.tables import run_folder, write_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,9 +85,7 @@ def main(args: Args) -> None:
     order, runs = [example.id for example in task.examples], {}
     for candidates in asked:
         setting = setting_name(candidates, seed=args.seed if candidates != "all" else 0)
-        out = OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
-        if args.out:
-            out = args.out if len(asked) == 1 else args.out.with_name(f"{args.out.name}-{setting}")
+        out = run_folder(args.out, "main_results", f"{spec.key}-{task.benchmark.key}", setting, len(asked) > 1)
         runs[candidates] = open_run(out, config | {"candidates": candidates}, order)
     if pending := {candidates: run for candidates, run in runs.items() if not run.complete}:
         classify(args, task, weights, pending, f"{spec.key} on {task.benchmark.title}, {', '.join(pending)} candidates")

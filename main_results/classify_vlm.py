@@ -10,7 +10,8 @@ goes on where it stopped. Start it several times, or under `accelerate launch`, 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
 from vlmclassifier.prompts import build_question, new_tokens, parse_candidates, setting_name
 from vlmclassifier.records import ContextError, Example, Prediction, Question
 from vlmclassifier.runs import Run, fingerprint, open_run, pending_together
-from vlmclassifier.tables import OUTPUTS, write_scores
+from vlmclassifier.tables import run_folder, write_scores
 
 if TYPE_CHECKING:
     from vlmclassifier.vlm import VLM
@@ -108,9 +109,7 @@ def main(args: Args) -> None:
     asked = settings(args, task)
     order, runs = [example.id for example in task.examples], {}
     for setting, way in asked.items():
-        out = OUTPUTS / "main_results" / f"{spec.key}-{task.benchmark.key}-{setting}"
-        if args.out:
-            out = args.out if len(asked) == 1 else args.out.with_name(f"{args.out.name}-{setting}")
+        out = run_folder(args.out, "main_results", f"{spec.key}-{task.benchmark.key}", setting, len(asked) > 1)
         runs[setting] = open_run(out, config | asdict(way), order)
     pending = {setting: run for setting, run in runs.items() if not run.complete}
     absent = answer(args, task, folder, asked, pending, f"{spec.key} on {task.benchmark.title}") if pending else {}
@@ -151,14 +150,24 @@ def answer(
         question = build_question(example, task.names, count, way.wording, way.order, args.seed)
         return question, vlm.prompt(question.text, args.chain_of_thought)
 
-    absent = {}
-    for setting, run in runs.items():
-        prompts = [ask(example, asked[setting])[1] for example in varying(asked[setting], task)]
+    absent: dict[str, str] = {}
+
+    @contextmanager
+    def fits(setting: str) -> Iterator[None]:  # what does not fit is noted for the tables, and the others go on
         try:
-            check_context(vlm, prompts, max_new_tokens, task)
+            yield
         except ContextError as error:
             absent[setting] = str(error)
-            run.not_applicable(str(error))  # for the tables
+            runs[setting].not_applicable(str(error))
+
+    sizes = None
+    for setting in runs:
+        prompts = [ask(example, asked[setting])[1] for example in varying(asked[setting], task)]
+        longest = sorted(prompts, key=len)[-16:]
+        if sizes is None and vlm.image_size_matters(longest[-1]):
+            sizes = image_sizes([example.image for example in task.examples])
+        with fits(setting):
+            vlm.check_context(longest, max_new_tokens, sizes or ())
     runs = {setting: run for setting, run in runs.items() if setting not in absent}
     if not runs:
         return absent
@@ -181,11 +190,13 @@ def answer(
         for _, (images, batches) in prefetch(pending_together(waiting, args.batch_size), load):
             seen = halving(partial(features, vlm, batches), list(images.items())) if len(runs) > 1 else []
             seen = dict(zip(images, seen, strict=True)) if seen else {}
-            for run, batch in zip(waiting, batches, strict=True):
+            for (setting, run), batch in zip(runs.items(), batches, strict=True):
+                if not batch.ids or setting in absent:
+                    continue
                 asking = [(images[i], prompt, seen.get(i)) for i, prompt in zip(batch.ids, batch.prompts, strict=True)]
-                answers = halving(partial(generate, vlm, batch, max_new_tokens), asking) if asking else []
-                rows = zip([examples[i] for i in batch.ids], batch.questions, batch.prompts, answers, strict=True)
-                if asking:
+                with fits(setting):
+                    answers = halving(partial(generate, vlm, batch, max_new_tokens), asking)
+                    rows = zip([examples[i] for i in batch.ids], batch.questions, batch.prompts, answers, strict=True)
                     run.append([Prediction(e.id, e.label, e.class_index, prompt, q.choices, text, None, None)
                                 for e, q, prompt, text in rows])  # fmt: skip
                     advance()
@@ -211,13 +222,6 @@ def generate(
 def varying(way: Way, task: Evaluation) -> Sequence[Example]:
     """The examples whose prompts have different words: all with K candidates each, else one stands for all."""
     return task.examples if way.candidates not in ("none", "all") else task.examples[:1]
-
-
-def check_context(vlm: "VLM", prompts: list[str], max_new_tokens: int, task: Evaluation) -> None:
-    """Before the first picture: does the longest prompt fit? Raises ContextError."""
-    longest = sorted(prompts, key=len)[-16:]
-    sizes = image_sizes([e.image for e in task.examples]) if vlm.image_size_matters(longest[-1]) else []
-    vlm.check_context(longest, max_new_tokens, sizes)
 
 
 if __name__ == "__main__":

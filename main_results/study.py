@@ -109,7 +109,8 @@ def jobs(args: Args, checkpoints: Path, out: Path) -> list[Job]:
         vlm(wording=others, out=out / "mini-llava"),
         vlm(candidates=("all", "none"), **train),
         vlm(wording=others, **train),
-        classify_clip.Args("mini-clip", checkpoints / "clip", candidates=names, limit=args.limit, out=out / "mini-clip",
+        classify_clip.Args("mini-clip", checkpoints / "clip", candidates=names, limit=args.limit,
+                           out=out / ("mini-clip" if len(names) > 1 else f"mini-clip-{setting_name(names[0])}"),
                            **shared(args)),
         *(ask(args, control, out=out / run_of(control)) for control in controls_of(checkpoints)),
     ]  # fmt: skip

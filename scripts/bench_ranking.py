@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmclassifier import cli
+from vlmclassifier.records import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,10 +69,14 @@ def main(args: Args) -> None:
     import torch
 
     from vlmclassifier.benchmarks import BENCHMARKS, class_names
+    from vlmclassifier.devices import resolve_device
     from vlmclassifier.ranking import Ranker
 
+    resolve_device(args.device)
     torch.manual_seed(args.seed)
     names = list(dict.fromkeys(class_names(BENCHMARKS["imagenet"])))[: 100 if args.size == "tiny" else None]
+    if not 4 <= args.sample <= len(names):
+        raise UserError(f"--sample {args.sample} is outside 4 to {len(names)}: give another number.")
     vlm = build(args)
     ranker = Ranker(vlm, names, "What type of object is in this photo?")
     image = picture(random.Random(args.seed))
@@ -127,6 +132,8 @@ def load_tokenizer(folder: Path | None) -> Any:
     if folder is None:
         special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
         return train_tokenizer(special, "<s>", "</s>", "<pad>", size=PIECES, image_token="<image>")
+    if not folder.is_dir():
+        raise UserError(f"The tokenizer's folder {folder} does not exist: mend --tokenizer.")
     tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens={"image_token": "<image>"})
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
@@ -181,12 +188,12 @@ def compare(args: Args, ranker: "Ranker", image: "Image") -> dict[str, float]:
         tokens = ranker._tokens(some)
         a, cached = taken(device, lambda tokens=tokens: behind_the_cache(ranker.vlm, row, tokens, token_by_token=True))
         start, _ = taken(device, lambda: behind_the_cache(ranker.vlm, row, []))  # the prompt alone, once per picture
-        few = some[: max(1, args.sample // 4)]
+        few = some[: args.sample // 4]
         r, whole = taken(device, lambda tokens=tokens, few=few: whole_passes(ranker.vlm, row, tokens[: len(few)]))
         rate = gemm_rate(ranker.vlm, device)
         off += [*np.abs(cached - sums[some]), *np.abs(whole - sums[few])]
         if turn:
-            steps = (lengths - 1).sum() / (lengths[some] - 1).sum()  # forward passes behind the prompt
+            steps = (lengths - 1).sum() / max(1, (lengths[some] - 1).sum())  # forward passes behind the prompt
             times["A"].append(start + (a - start) * steps)
             times["R"].append(r * (prefill + lengths - 1).sum() / (prefill + lengths[few] - 1).sum())
             times["full"].append(full)
@@ -199,7 +206,8 @@ def compare(args: Args, ranker: "Ranker", image: "Image") -> dict[str, float]:
         "speedup_vs_per_token_loop": round(ratio["A"], 1), "speedup_vs_full_forward": round(ratio["R"], 1),
         "fraction_of_gemm_bound": round(ratio["bound"], 3), "max_abs_diff": float(max(off)),
         "seconds_full": round(medians["full"], 3), "seconds_per_token_loop": round(medians["A"], 1),
-        "seconds_full_forward": round(medians["R"], 1), "baseline_names_per_turn": args.sample,
+        "seconds_full_forward": round(medians["R"], 1), "names_per_turn_of_A": args.sample,
+        "names_per_turn_of_R": args.sample // 4,
         "baselines": "scaled by token count",
     }  # fmt: skip
     if device != "cpu":

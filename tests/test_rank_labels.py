@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from vlmclassifier import load_vlm
 from vlmclassifier.benchmarks import load_evaluation
 from vlmclassifier.plane_figures import FIGURES
 from vlmclassifier.ranking import Ranker, Scoring, best, choose
-from vlmclassifier.ranking.results import read_ranking, scores_of
+from vlmclassifier.ranking.results import of_train, read_ranking, scores_of
 from vlmclassifier.records import ContextError, UserError
 from vlmclassifier.runs import read_run
 from vlmclassifier.tiny.parts import redraw_weights
@@ -135,15 +136,22 @@ def test_the_prior_is_the_prompt_without_its_picture(tiny):
         ("llava-1.5-7b", "USER: What type?\nASSISTANT: The photo features a"),
         ("blip2-2.7b", "Question: What type? Answer: A"),
         ("qwen2.5-vl-7b", "<|im_start|>user\nWhat type?<|im_end|>\n<|im_start|>assistant\nThe photo features a"),
+        ("gemma3-4b", "<start_of_turn>user\nWhat type?<end_of_turn>\n<start_of_turn>model\nThe photo features a"),
+        ("paligemma2-3b", "<bos>answer en What type?\n"),  # its processor writes the begin token, not its tokenizer
     ):
         vlm = load_vlm(key, tiny / key)
         ranker = Ranker(vlm, NAMES, "What type?")
         ids = vlm.processor.tokenizer(text, return_tensors="pt")["input_ids"]
+        begin = vlm.processor.tokenizer.bos_token_id
+        assert begin is None or ids[0].tolist().count(begin) == 1
         network = vlm.model.language_model if key.startswith("blip") else vlm.model
         for place, prior in enumerate(ranker.prior()):
             name = torch.tensor([ranker.tokens.ids[place]])
+            more = {}
+            if key.startswith("paligemma"):
+                more["token_type_ids"] = torch.cat([torch.zeros_like(ids), torch.ones_like(name)], dim=1)
             with torch.no_grad():
-                logits = network(input_ids=torch.cat([ids, name], dim=1)).logits[0, ids.shape[1] - 1 : -1]
+                logits = network(input_ids=torch.cat([ids, name], dim=1), **more).logits[0, ids.shape[1] - 1 : -1]
             expected = logits.log_softmax(dim=-1).gather(1, name[0, :, None]).sum().item()
             assert abs(prior - expected) <= 2e-5
 
@@ -202,6 +210,67 @@ def test_a_family_without_tree_masks_is_scored_name_by_name_and_says_so(convolvi
     assert found[0].names.tolist() == best(sums[:1], 3)[0].tolist()
 
 
+def test_a_batch_that_did_not_fit_leaves_nothing_behind(tiny, monkeypatch):
+    """A watch that stayed on the head would hold on to every later batch's logits."""
+    vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
+    ranker, image = Ranker(vlm, NAMES, QUESTION), Image.effect_noise((80, 60), 90).convert("RGB")
+
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(type(vlm.model), "forward", out_of_memory)
+        ranker.log_probs([image])
+    assert not vlm.model.get_output_embeddings()._forward_hooks
+
+
+def test_a_ranking_killed_before_its_merge_is_finished_without_the_model(tiny, own, tmp_path, monkeypatch):
+    rank(tmp_path / "whole", tiny / "llava-1.5-7b", **own.args)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vlmclassifier.runs.Run._merge", lambda run: (_ for _ in ()).throw(KeyboardInterrupt()))
+        rank(tmp_path / "run", tiny / "llava-1.5-7b", **own.args)
+    assert list((tmp_path / "run").glob("part-*.jsonl"))
+    monkeypatch.setattr("vlmclassifier.ranking.ranker.Ranker.__init__", None)  # no model is needed
+    rank(tmp_path / "run", tiny / "llava-1.5-7b", **own.args)
+    for name in ("predictions.jsonl", "values.safetensors", "scores.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_ranking_that_holds_the_train_pictures_takes_no_t_from_them(tiny, own, tmp_path):
+    own.rows[0]["split"] = "train"
+    own.write()
+    runs = {split: tmp_path / split for split in ("train", "test", "all")}
+    for split, out in runs.items():
+        rank(out, tiny / "llava-1.5-7b", split=split, **own.args)
+    train, test, every = (read_ranking(out) for out in runs.values())
+    assert of_train(test, [train, every]) is train and of_train(every, [train]) is None
+    assert of_train(replace(test, config=test.config | {"manifest": "another"}), [train]) is None
+
+
+def test_another_opening_is_another_row(tiny, own, tmp_path):
+    rank(tmp_path / "run", tiny / "llava-1.5-7b", opening="This is a", split="test", **own.args)
+    settings = {score.setting for score in scores_of(tmp_path / "run", "s", "t")}
+    assert "prob_sum-opening 'This is a'" in settings and "prob_sum" not in settings
+    module = script(SCRIPT)
+    task = load_evaluation(**{"name": own.args["benchmark"], "classes": own.classes})
+    assert module.run_name(module.Args(opening="This is a"), task) == "ranking-opening_This_is_a"
+
+
+def test_a_model_of_another_design_is_refused_or_scored_name_by_name(tiny, monkeypatch):
+    vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
+    image = Image.effect_noise((80, 60), 90).convert("RGB")
+    right = Ranker(vlm, NAMES, QUESTION).log_probs([image])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(vlm.model), "get_decoder", lambda model: None)
+        ranker = Ranker(vlm, NAMES, QUESTION)
+        assert "cannot be ranked with tree masks (AttributeError" in ranker.settle(image)
+        assert np.abs(ranker.log_probs([image]) - right).max() <= 2e-5
+    ranker = Ranker(vlm, NAMES, QUESTION)
+    monkeypatch.setattr(type(vlm.model), "forward", lambda *_, **__: (_ for _ in ()).throw(ValueError("decoder ids")))
+    with pytest.raises(UserError, match="cannot be ranked: its forward pass .* .ValueError: decoder ids.; ask it with"):
+        ranker.settle(image)
+
+
 def test_a_tree_that_is_wrong_is_noticed(tiny, monkeypatch):
     """Should another release of transformers read the mask otherwise, the numbers do not change silently."""
     vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
@@ -212,18 +281,24 @@ def test_a_tree_that_is_wrong_is_noticed(tiny, monkeypatch):
     assert np.abs(ranker.log_probs([image]) - right).max() <= 2e-5
 
 
-def test_mistakes_are_one_sentence(own, tiny, tmp_path):
+def test_mistakes_are_one_sentence(own, tiny, tmp_path, capsys):
     def refuse(words, error=UserError, **more):
         with pytest.raises(error, match=words):
-            rank(tmp_path / "run", tiny / "llava-1.5-7b", **own.args, **more)
+            rank(more.pop("out", tmp_path / "run"), tiny / "llava-1.5-7b", **own.args, **more)
 
     refuse("--score and --guidance go with --top-k", score="mean")
-    refuse("--guidance -1 is negative", top_k=5, guidance=-1)
+    refuse("--guidance -1 is not a number from 0 on", top_k=5, guidance=-1)
+    refuse("--guidance nan is not", top_k=5, guidance=float("nan"))
     refuse("--top-k 0 is below 1", top_k=0)
     own.classes.write_text(json.dumps(["cat", "dog", "zygomorphic " * 2000]))
     refuse("the context of llava-1.5-7b is 4096", ContextError)
-    assert "4096" in read_run(tmp_path / "run")[0]["not_applicable"]
+    home = tmp_path / "outputs" / "inference_analysis"
+    refuse("the context of llava-1.5-7b is 4096", ContextError, out=home / "long")
+    assert "4096" in read_run(home / "long")[0]["not_applicable"]
     module = script("inference_analysis/table.py")
+    with pytest.raises(UserError, match="No finished run"):
+        module.main(module.Args(outputs=tmp_path / "outputs"))
+    assert re.search(r"LLaVA1.5-7B \(miniature\) +\| prob_sum +\|.*\| N/A +\|\n", capsys.readouterr().out)
     with pytest.raises(UserError, match="No finished run of these tables .* start with"):
         module.main(module.Args(outputs=tmp_path / "nothing"))
 

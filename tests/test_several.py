@@ -10,6 +10,7 @@ from vlmclassifier import load_vlm
 from vlmclassifier.clip import CLIP
 from vlmclassifier.records import ContextError
 from vlmclassifier.runs import open_run, pending_together, read_run
+from vlmclassifier.tables import run_folder
 from vlmclassifier.vlm import VLM
 from vlmclassifier.vlm.model import joined, split
 
@@ -68,6 +69,30 @@ def test_a_way_that_does_not_fit_leaves_the_others(tiny, own, tmp_path):
     assert len(read_run(tmp_path / "run-open_world")[1]) == 3
     record, rows = read_run(tmp_path / "run-closed_world")
     assert "not_applicable" in record and not rows
+
+
+def test_a_question_that_turns_out_too_long_is_noted_and_the_others_go_on(tiny, own, tmp_path, monkeypatch):
+    """Should the check before the first picture have missed it: the table must say N/A, not "repeat the command"."""
+    generate = VLM.generate
+
+    def limited(vlm, inputs, *args):
+        if inputs["input_ids"].shape[1] > 75:
+            raise ContextError("The longest prompt has too many tokens.")
+        return generate(vlm, inputs, *args)
+
+    monkeypatch.setattr(VLM, "generate", limited)
+    with pytest.raises(ContextError, match="2_classes: The longest prompt"):
+        classify("vlm", tiny / "llava-1.5-7b", tmp_path / "run", candidates=("2", "none"), max_new_tokens=4, **own.args)
+    assert len(read_run(tmp_path / "run-open_world")[1]) == 3
+    assert "too many tokens" in read_run(tmp_path / "run-2_classes")[0]["not_applicable"]
+
+
+def test_the_folder_of_several_runs():
+    from pathlib import Path
+
+    assert run_folder(Path("a/b"), "s", "n", "closed_world", True) == Path("a/b-closed_world")
+    assert run_folder(Path("a/b"), "s", "n", "closed_world", False) == Path("a/b")
+    assert run_folder(Path("."), "s", "n", "x", True).name == f"{Path.cwd().name}-x"
 
 
 def test_a_lease_is_of_all_runs_or_of_none(tmp_path):

@@ -137,7 +137,7 @@ def test_the_search_finds_what_the_full_ranking_finds(steps):
         scoring = Scoring(bool(case % 2), (1.0, 1.0, 1.5, 4.0, 0.5, 0.0)[case % 6], prior)
         log_probs = simulated(trie, rng, 2, steps)
         found, ran = searched(trie, scoring, 5, log_probs, subtrees=bool(case // 6 % 2))
-        scores = scoring(trie.path_sums(log_probs), trie.lengths)
+        scores = scoring(trie.path_sums(log_probs).astype(np.float32), trie.lengths)
         for result, row, nodes in zip(found, scores, ran, strict=True):
             assert result.names.tolist() == best(row, 5).tolist()
             assert result.scores.tolist() == row[best(row, 5)].tolist()
@@ -152,6 +152,17 @@ def test_equal_scores_come_in_the_order_of_the_classes():
     log_probs[0, trie.name_node] = np.log([0.5, 0.5, 0.5, 0.5])
     found, _ = searched(trie, Scoring(), 4, log_probs, False)
     assert found[0].names.tolist() == [0, 1, 2, 3]
+
+
+def test_sums_that_round_to_the_same_number_are_equal_in_both():
+    """The full ranking stores float32: a name that another one continues with near certainty ties with it."""
+    trie = build_trie([[1, 2], [1], [3]])
+    log_probs = np.zeros((1, trie.size))
+    log_probs[0, trie.name_node] = [-1e-7, -16.0, -20.0]
+    full = best(Scoring()(trie.path_sums(log_probs).astype(np.float32), trie.lengths), 3)
+    for subtrees in (False, True):
+        found, _ = searched(trie, Scoring(), 3, log_probs, subtrees)
+        assert found[0].names.tolist() == full[0].tolist() == [0, 1, 2]
 
 
 def test_more_names_than_there_are():

@@ -83,7 +83,7 @@ def test_a_crash_between_the_two_merged_files_mixes_nothing(tmp_path, monkeypatc
         run.append([answer(i) for i in ids], np.stack([vector(i, WIDTH) for i in ids]))
     with monkeypatch.context() as patch, pytest.raises(OSError, match="cut"):
         patch.setattr("vlmclassifier.runs._replace", lambda *_: (_ for _ in ()).throw(OSError("cut")))
-        run.finish({"constant": np.arange(3, dtype=np.float32)})
+        run.finish()
     run._locks.close()
     assert (tmp_path / "predictions.jsonl").read_bytes() == old and len(read_values(tmp_path)[0]) == 8
     open_run(tmp_path, CONFIG, order(8), WIDTH).finish()  # and the constants stay
@@ -95,6 +95,37 @@ def test_rows_whose_numbers_were_removed_are_one_sentence(tmp_path):
     (tmp_path / VALUES).unlink()
     with pytest.raises(UserError, match="has rows without their numbers .picture-0.jpg, say.: values.safetensors was"):
         open_run(tmp_path, CONFIG, order(4), WIDTH).finish()
+
+
+def test_a_refused_run_costs_no_row(tmp_path):
+    """Neither a run of another width nor one without vectors is touched by a command that does not belong to it."""
+    for name, width in (("vectors", WIDTH), ("none", 0)):
+        run = open_run(tmp_path / name, CONFIG, order(6), width)
+        for ids in run.pending(2):
+            run.append([answer(i) for i in ids], np.stack([vector(i, width) for i in ids]) if width else None)
+            if len(run.done) == 4:
+                break
+        run._wait_for_disk()
+        run._part.close(), run._locks.close()
+        before = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        for other in (3, WIDTH + 4, 0):
+            with pytest.raises(UserError, match="another configuration"):
+                open_run(tmp_path / name, CONFIG | {"model": "other"}, order(6), other)
+        assert {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} == before
+
+
+def test_a_run_killed_before_its_merge_still_has_its_constants(tmp_path):
+    """The next start finds every row there and loads no model: the constants must be on the disk already."""
+    run = open_run(tmp_path, CONFIG, order(4), WIDTH)
+    run.keep({"constant": np.arange(3, dtype=np.float32)})
+    for ids in run.pending(2):
+        run.append([answer(i) for i in ids], np.stack([vector(i, WIDTH) for i in ids]))
+    run._wait_for_disk()
+    run._part.close(), run._part_values.close(), run._locks.close()
+    again = open_run(tmp_path, CONFIG, order(4), WIDTH)
+    assert again.complete
+    again.finish()
+    check(tmp_path, 4)
 
 
 def test_a_vector_of_another_width_is_refused(tmp_path):

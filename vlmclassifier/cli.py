@@ -1,5 +1,6 @@
 """The command-line contract of every script: typed arguments, one sentence for a mistake, a non-zero exit."""
 
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -37,6 +38,8 @@ def run(main: Callable[[Any], None], arguments: type, description: str | None) -
     except ImportError:  # where only torch and transformers are installed: scripts/gpu_check.sh on a bare machine
         from transformers import HfArgumentParser
 
+        if any(str(field.type).startswith("tuple") for field in dataclasses.fields(arguments)):
+            fail("tyro is not installed, which reads this script's arguments: run bash scripts/setup.sh.")
         parsed = HfArgumentParser(arguments, description=description).parse_args_into_dataclasses()[0]
     else:
         parsed = tyro.cli(arguments, description=description)

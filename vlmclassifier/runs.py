@@ -119,11 +119,20 @@ class Run:
         while self._on_disk and (len(self._on_disk) > in_flight or self._on_disk[0].done()):
             self._on_disk.popleft().result()
 
-    def finish(self, constants: "Mapping[str, ndarray] | None" = None) -> list[Prediction]:
-        """Merge the parts into predictions.jsonl in the evaluation order and return all its rows.
+    def keep(self, constants: "Mapping[str, ndarray]") -> None:
+        """Keep tensors of the whole run beside the rows' vectors, before the first row; those that are there stay."""
+        import numpy as np
 
-        `constants`: tensors to keep beside the rows' vectors; without them those that are there stay.
-        """
+        self._lock_byte(FOLDER_LOCK, wait=True)
+        try:
+            ids, stored = read_values(self.folder) if (self.folder / VALUES).exists() else ([], {})
+            values = stored.pop(ROWS, np.zeros((0, self.width), dtype=np.float32))
+            write_values(self.folder, ids, values, dict(constants) | stored)
+        finally:
+            self._unlock_byte(FOLDER_LOCK)
+
+    def finish(self) -> list[Prediction]:
+        """Merge the parts into predictions.jsonl in the evaluation order and return all its rows."""
         self._wait_for_disk()
         self._disk.shutdown()
         if self._part is not None:
@@ -134,7 +143,7 @@ class Run:
             self._part_values = None
         self._lock_byte(FOLDER_LOCK, wait=True)
         try:
-            merged = self._merge(constants)
+            merged = self._merge()
         finally:
             self._unlock_byte(FOLDER_LOCK)
         self._locks.close()
@@ -147,14 +156,14 @@ class Run:
         _write_record(self.folder, record)
         self._unlock_byte(FOLDER_LOCK)
 
-    def _merge(self, constants: "Mapping[str, ndarray] | None") -> list[Prediction]:
+    def _merge(self) -> list[Prediction]:
         parts = [file for file in map(_lock_file, self._part_files()) if file]
         rows: dict[str, Prediction] = {}
         vectors: dict[str, ndarray] = {}
+        constants: dict[str, ndarray] = {}
         if self.width and (self.folder / VALUES).exists():
-            ids, stored = read_values(self.folder)
-            vectors = dict(zip(ids, stored.pop(ROWS), strict=True))
-            constants = stored if constants is None else constants
+            ids, constants = read_values(self.folder)
+            vectors = dict(zip(ids, constants.pop(ROWS), strict=True))
         for file in [self.folder / "predictions.jsonl", *self._part_files()]:
             found = _rows_from(file, 0)[0] if file.exists() else []
             if self.width and found and file.name != "predictions.jsonl":
@@ -172,7 +181,7 @@ class Run:
                     f"{self.folder} has rows without their numbers ({missing[0]}, say): {VALUES} was removed or "
                     "changed; put it back, or remove the folder and run again."
                 )
-            write_values(self.folder, ids, np.stack([vectors[i] for i in ids]), constants or {})
+            write_values(self.folder, ids, np.stack([vectors[i] for i in ids]), constants)
         _replace(self.folder / "predictions.jsonl", "".join(map(to_line, ordered)))
         record = _read_record(self.folder / "run.json") | {"rows": len(ordered)}
         if record["finished"] is None and len(ordered) >= record["target"]:
@@ -258,17 +267,17 @@ def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: 
     run = Run(folder, order, width)
     run._lock_byte(FOLDER_LOCK, wait=True)
     try:
-        for part in filter(None, map(_lock_file, run._part_files() if width else ())):
-            mend_part(part, width)
-            part.close()
-        run._read_new_rows()
         file, session = folder / "run.json", {"versions": versions(), "git_commit": git_commit()}
-        if file.exists():
-            record = _read_record(file)
+        record = _read_record(file) if file.exists() else None
+        if record is not None:
             _refuse_difference(folder, record["config"], config)
-        elif run.done:
+            for part in filter(None, map(_lock_file, run._part_files() if width else ())):
+                mend_part(part, width)  # not before: another run's parts would be cut by this run's width
+                part.close()
+        run._read_new_rows()
+        if record is None and run.done:
             raise UserError(f"{folder} holds rows but no run.json to say what they are: move the folder away.")
-        else:
+        if record is None:
             record = {"config": config, "started": _now(), "finished": None, "rows": 0, "target": 0, "sessions": []}
         if len(order) > record["target"]:  # a larger limit goes on; a smaller one does not shrink the run
             record |= {"config": config, "target": len(order), "finished": None}

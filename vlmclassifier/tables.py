@@ -163,6 +163,16 @@ def write_scores(folder: Path, section: str, table: str) -> list[Score]:
     return scores
 
 
+def run_folder(given: Path | None, section: str, name: str, setting: str, several: bool) -> Path:
+    """Where a run lies: `given` (--out), with -SETTING behind it where there are several, else below OUTPUTS."""
+    if given is None:
+        return OUTPUTS / section / f"{name}-{setting}"
+    if not several:
+        return given
+    named = given if given.name else given.absolute()  # "." has no name
+    return named.with_name(f"{named.name}-{setting}")
+
+
 def save_scores(folder: Path, scores: Sequence[Score]) -> None:
     """Write a run's scores.csv."""
     with open(folder / "scores.csv", "w", newline="", encoding="utf-8") as stream:

@@ -121,8 +121,10 @@ class TreeDecoder:
         # A cache without a config: no layer forgets what its window has passed; the mask below has the window.
         raw: list[Tensor] = []
         watch = self.head.register_forward_hook(lambda module, given, logits: raw.append(logits))
-        outputs = network(**inputs, **more, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
-        watch.remove()
+        try:
+            outputs = network(**inputs, **more, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
+        finally:  # after a batch that did not fit, too: it would hold on to all later logits
+            watch.remove()
         outputs = getattr(outputs, "language_model_outputs", outputs)
         last = position_ids[:, -1:]  # [batch, 1]
         if turning and core.rope_deltas is not None:

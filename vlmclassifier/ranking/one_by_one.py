@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from vlmclassifier.ranking.decoding import gathered
 from vlmclassifier.vlm import VLM
@@ -34,7 +36,7 @@ def whole_passes(vlm: VLM, row: Mapping[str, Tensor], names: Tokens) -> np.ndarr
 def behind_the_cache(
     vlm: VLM, row: Mapping[str, Tensor], names: Tokens, token_by_token: bool = False
 ) -> np.ndarray:  # fmt: skip
-    """Name by name behind the cached prompt, each on a copy of the model's own cache; float32 [names].
+    """Name by name behind the cached prompt, whose cache is cut back after each; float32 [names].
 
     `token_by_token`: a forward pass for every token, as the reference does. Raises ValueError for the BLIPs, whose
     forward passes begin with a picture.
@@ -44,7 +46,7 @@ def behind_the_cache(
         raise ValueError("the BLIPs' forward passes begin with a picture")
     first = model(**row, use_cache=True, logits_to_keep=1)
     for fed, read in names:
-        cache, logits = copy.deepcopy(first.past_key_values), [first.logits[0, -1:]]
+        cache, logits = _fresh(first.past_key_values, length), [first.logits[0, -1:]]
         step = 1 if token_by_token else max(1, len(fed) - 1)
         for start in range(0, len(fed) - 1, step):
             tokens = fed[None, start : min(start + step, len(fed) - 1)]  # [1, step]
@@ -54,6 +56,16 @@ def behind_the_cache(
         together = torch.cat(logits).float()  # [tokens, vocabulary]
         sums.append(gathered(together, torch.arange(len(read), device=read.device), read).sum().item())
     return np.array(sums, dtype=np.float32)
+
+
+def _fresh(cache: Any, length: int) -> Any:
+    """The cache of the prompt alone: cut back where all of it grows by token, else a copy (windows, recurrences)."""
+    layers = getattr(cache, "layers", [])
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return copy.deepcopy(cache)
+    for layer in layers:
+        layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+    return cache
 
 
 def _with_name(vlm: VLM, row: Mapping[str, Tensor], fed: Tensor) -> dict[str, Tensor]:

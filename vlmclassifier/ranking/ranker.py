@@ -18,6 +18,7 @@ from vlmclassifier.vlm import VLM
 CHUNK = 256  # tree tokens of a picture in one forward pass
 EXACT = (1e-3, 0.0)  # how far the tree may be from a whole pass: nats, and nats per nat; here rounding in float32
 ROUNDED = (0.3, 0.03)  # in bfloat16 and float16
+STRANGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)  # of another design
 SINGLE = {"names": "name by name behind the cached prompt", "whole": "with a whole forward pass for each name"}
 
 
@@ -36,7 +37,11 @@ class Ranker:
         self.vlm, self.names, self.chunk, self.way = vlm, tuple(names), chunk, "tree"
         self.question, self.opening = question, vlm.spec.opening if opening is None else opening
         self.prompt = self._opened(vlm.prompt(question))
-        self.decoder = TreeDecoder(vlm)
+        self.failure = ""  # why the tree does not serve
+        try:
+            self.decoder = TreeDecoder(vlm)
+        except STRANGE as error:
+            self.way, self.failure = "names", f"{type(error).__name__}: {error}".splitlines()[0]
         self.ending = self._ending()
         self.tokens = name_tokens(vlm.processor.tokenizer, self.prompt + self.ending, names)
         self.trie = self.tokens.trie(paper_tokenisation)
@@ -61,6 +66,8 @@ class Ranker:
         text = self._opened(self.vlm.prompt(self.question, picture=False)) + self.ending
         once = {"add_special_tokens": False} if tokenizer.bos_token and text.startswith(tokenizer.bos_token) else {}
         ids = tokenizer(text, return_tensors="pt", **once)["input_ids"]
+        if self._begins() and tokenizer.bos_token_id not in ids[0].tolist():
+            ids = torch.cat([torch.full((1, 1), tokenizer.bos_token_id), ids], dim=1)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.vlm.model.config.model_type == "paligemma":
             inputs["token_type_ids"] = torch.zeros_like(ids)  # the prompt's: read in both directions
@@ -82,34 +89,52 @@ class Ranker:
 
         Returns a sentence that says so, empty where the tree is exact. Raises ContextError.
         """
-        row, failure = self._on_device(self.prepare([image])), ""
-        self._check_context(row)
+        row = self._on_device(self.prepare([image]))
+        self._check_length(row["input_ids"].shape[1])
         order = np.argsort(self.trie.lengths, kind="stable")
         some = sorted({int(order[0]), int(order[len(order) // 2]), int(order[-1])})
-        expected = whole_passes(self.vlm, row, self._tokens(some))
-        absolute, relative = EXACT if self.vlm.model.dtype == torch.float32 else ROUNDED
-        for self.way in ("tree", "names", "whole"):  # noqa: B020 - the way that is left is the one that serves
-            try:
-                if self.way == "tree":
-                    got = self._summed(row)[0][some]
-                elif self.way == "names":
-                    got = behind_the_cache(self.vlm, row, self._tokens(some))
-                else:
-                    break
-            except torch.OutOfMemoryError:
+        try:
+            expected = whole_passes(self.vlm, row, self._tokens(some))
+        except STRANGE as error:
+            if isinstance(error, torch.OutOfMemoryError):
                 raise
-            except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-                failure = failure or f"{type(error).__name__}: {error}".splitlines()[0]
-                continue
-            if (np.abs(got - expected) <= absolute + relative * np.abs(expected)).all():
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(
+                f"{self.vlm.spec.key} cannot be ranked: its forward pass does not take picture, prompt and name "
+                f"together ({what}); ask it with main_results/classify_vlm.py."
+            ) from error
+        for way in ("names", "whole") if self.failure else ("tree", "names", "whole"):
+            self.way = way
+            problem = self._problem(row, some, expected) if way != "whole" else ""
+            if not problem:
                 break
-            failure = failure or f"{np.abs(got - expected).max():.2g} nats off"
+            self.failure = self.failure or problem
         if self.way == "tree":
             return ""
         return (
-            f"{self.vlm.spec.key} cannot be ranked with tree masks ({failure}): its names are scored "
+            f"{self.vlm.spec.key} cannot be ranked with tree masks ({self.failure}): its names are scored "
             f"{SINGLE[self.way]}, exactly but slowly"
         )
+
+    def _problem(self, row: Mapping[str, Tensor], some: Sequence[int], expected: np.ndarray) -> str:
+        """What is wrong with the present way on some names of one picture; empty where nothing is."""
+        try:
+            if self.way == "tree":
+                got = self._summed(row)[0][some]
+            else:
+                got = behind_the_cache(self.vlm, row, self._tokens(some))
+        except STRANGE as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        absolute, relative = EXACT if self.vlm.model.dtype == torch.float32 else ROUNDED
+        off = np.abs(got - expected)
+        return "" if (off <= absolute + relative * np.abs(expected)).all() else f"{off.max():.2g} nats off"
+
+    def _begins(self) -> bool:
+        """Whether the processor's prompts hold a begin token: PaliGemma's writes it, its tokenizer does not."""
+        ids = self.prepare([Image.new("RGB", (64, 64))])["input_ids"][0].tolist()
+        return self.vlm.processor.tokenizer.bos_token_id in ids
 
     def _opened(self, prompt: str) -> str:
         return prompt + (separator(prompt) + self.opening if self.opening else "")
@@ -130,9 +155,13 @@ class Ranker:
     def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: self.vlm._to_device(value) for key, value in inputs.items()}
 
-    def _check_context(self, inputs: Mapping[str, Tensor]) -> None:
+    def check_context(self, sizes: Sequence[tuple[int, int]] = ()) -> None:
+        """Raise ContextError when prompt and longest name exceed the context with pictures of these sizes."""
+        self._check_length(self.vlm.longest([self.prompt], sizes))
+
+    def _check_length(self, prompt: int) -> None:
         context = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
-        length = int(inputs["attention_mask"].sum(dim=1).max()) + int(self.trie.lengths.max())
+        length = prompt + int(self.trie.lengths.max())
         if context is not None and length > context:
             raise ContextError(
                 f"The prompt and the longest name have {length} tokens, but the context of {self.vlm.spec.key} is "
@@ -150,12 +179,12 @@ class Ranker:
 
     def _one_by_one(self, row: Mapping[str, Tensor]) -> np.ndarray:
         row = self._on_device(row)
-        self._check_context(row)
+        self._check_length(row["input_ids"].shape[1])
         score = behind_the_cache if self.way == "names" else whole_passes
         return score(self.vlm, row, self._tokens(range(len(self.names))))[None]
 
     def _read(self, inputs: Mapping[str, Tensor]) -> Prefix:
-        self._check_context(inputs)
+        self._check_length(int(inputs["attention_mask"].sum(dim=1).max()))
         return self.decoder.read(self._on_device(inputs))
 
     def _summed(self, inputs: Mapping[str, Tensor]) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlmclassifier.models import MODELS, OPENING
 from vlmclassifier.ranking.scores import BLOCK, GRID, Scoring, choose, curve, held_out, ranks
 from vlmclassifier.records import Score, UserError
 from vlmclassifier.runs import read_run
@@ -16,7 +17,7 @@ from vlmclassifier.tables import model_of
 from vlmclassifier.values import ROWS, read_values
 
 PRIORS = {"no_image": "", "mean": "_mean_prior"}  # of guidance: what its settings' names end with
-SAME = ("model", "checkpoint", "dtype", "benchmark", "wording", "opening", "paper_tokenisation", "classes")
+SAME = ("model", "checkpoint", "dtype", "benchmark", "manifest", "wording", "opening", "paper_tokenisation", "classes")
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,19 @@ def read_ranking(folder: Path) -> Ranking:
 
 def of_train(ranking: Ranking, others: Sequence[Ranking]) -> Ranking | None:
     """Among other rankings the one of the train split in which t may be chosen for this one."""
-    same = [r for r in others if r.config["split"] == "train" and ranking.config["split"] != "train"
+    if ranking.config["split"] in ("train", "all"):  # these hold the train pictures themselves
+        return None
+    same = [r for r in others if r.config["split"] == "train"
             and all(r.config[key] == ranking.config[key] for key in SAME)]  # fmt: skip
     return max(same, key=lambda r: len(r.ids), default=None)
 
 
 def suffix(config: dict) -> str:
     """What the names of a run's settings end with, where it asks otherwise than the paper's main rows."""
+    spec = MODELS.get(config["model"])
     parts = [f"-prompt_{config['wording']}"] if config["wording"] != "base" else []
+    if config["opening"] != (spec.opening if spec else OPENING):
+        parts.append(f"-opening {config['opening']!r}")
     return "".join(parts + ["-paper_tokenisation"] * config["paper_tokenisation"])
 
 

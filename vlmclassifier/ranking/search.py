@@ -67,7 +67,7 @@ class Frontier:
             self.sums[children[at]] = self.sums[nodes[place[at]]] + log_probs[at]
         self.open[children[self.is_inner[children]]] = True
         self.open[nodes] = False
-        known = self.sums[self.trie.name_node]
+        known = self.sums[self.trie.name_node].astype(np.float32)  # as the full ranking stores them
         with np.errstate(invalid="ignore"):  # 0 * -inf, where t is 0 and a sum is not known
             scores = self.scoring(known, self.trie.lengths)
         self.scores = np.where(np.isneginf(known), -np.inf, scores)
@@ -80,7 +80,8 @@ class Frontier:
         nodes = np.flatnonzero(self.open)
         if not len(nodes):
             return nodes
-        bounds = self.bounds(nodes, self.sums[nodes])
+        # Rounding keeps the order: a name's rounded sum is never above its node's.
+        bounds = self.bounds(nodes, self.sums[nodes].astype(np.float32).astype(np.float64))
         threshold = np.partition(self.scores, -self.k)[-self.k]
         able = bounds >= threshold
         nodes = nodes[able][np.argsort(-bounds[able], kind="stable")]

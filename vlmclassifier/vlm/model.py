@@ -25,6 +25,7 @@ class VLM:
         self.model = model.eval()
         self.processor = processor
         self.spec = spec
+        self._mixes_pictures = False
         self.processor.tokenizer.padding_side = "left"  # new tokens follow the prompt without a gap
         _fill_processor(self.processor, self.model.config)
         _decode_greedily(self.model, self.processor.tokenizer)
@@ -109,11 +110,15 @@ class VLM:
 
     def encode(self, images: Sequence[Image.Image], prompt: str) -> list[Any] | None:
         """`image_features` of several pictures, encoded together where the model keeps them apart; else None."""
-        whole = self.image_features(self.prepare(images, [prompt] * len(images)))
-        if whole is None:
-            return None
-        apart = split(whole, len(images))
-        return apart or [self.image_features(self.prepare([image], [prompt])) for image in images]
+        if not self._mixes_pictures:
+            whole = self.image_features(self.prepare(images, [prompt] * len(images)))
+            if whole is None:
+                return None
+            apart = split(whole, len(images))
+            if apart is not None:
+                return apart
+            self._mixes_pictures = True  # tiles of several in one tensor: not tried again
+        return [self.image_features(self.prepare([image], [prompt])) for image in images]
 
     def ask(self, image: Image.Image, question: str, chain_of_thought: bool = False) -> str:
         """The answer to one question about one picture: 64 new tokens, 512 with chain of thought (paper section 1)."""
@@ -137,11 +142,14 @@ class VLM:
         `sizes`: width and height of the pictures, of which those that may take most tokens are tried; none where they
         do not matter. InstructBLIP's Q-Former, which reads the question too, has a limit of its own.
         """
-        longest = max(prompts, key=lambda prompt: self._length(Image.new("RGB", BLANK), prompt))
-        length = max(self._length(Image.new("RGB", size), longest) for size in extremes(sizes or (BLANK,)))
-        self._check_length(length, max_new_tokens)
+        self._check_length(self.longest(prompts, sizes), max_new_tokens)
         if hasattr(self.processor, "qformer_tokenizer"):
             self._check_qformer(max(len(ids) for ids in self.processor.qformer_tokenizer(list(prompts))["input_ids"]))
+
+    def longest(self, prompts: Sequence[str], sizes: Sequence[tuple[int, int]] = ()) -> int:
+        """Tokens, those of the picture included, of the longest prompt with the picture that takes most."""
+        longest = max(prompts, key=lambda prompt: self._length(Image.new("RGB", BLANK), prompt))
+        return max(self._length(Image.new("RGB", size), longest) for size in extremes(sizes or (BLANK,)))
 
     def _length(self, image: Image.Image, prompt: str) -> int:
         return self.prepare([image], [prompt])["input_ids"].shape[1]
