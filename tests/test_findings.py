@@ -152,6 +152,15 @@ def test_the_sections_part_runs_on_trained_checkpoints(part, trained, world, tmp
     assert (root / "inference_analysis" / "guidance.csv").stat().st_size > 1000
 
 
+def test_a_world_whose_only_list_is_that_of_all_names_has_its_folders(part, tmp_path):
+    """One list alone gets no -SETTING behind its folder's name from the script: the study names it in full."""
+    jobs = part.jobs(part.Args(tmp_path, candidates=("all",)), tmp_path, tmp_path / "out")
+    (clip,) = [job for job in jobs if job.model == "mini-clip"]
+    assert clip.out.name == "mini-clip-closed_world" and clip.candidates == ("all",)
+    jobs = part.jobs(part.Args(tmp_path, candidates=("2", "all")), tmp_path, tmp_path / "out")
+    assert [job.out.name for job in jobs if job.model == "mini-clip"] == ["mini-clip"]
+
+
 def test_every_section_of_the_study_has_its_script():
     for section in script("scripts/study.py").SECTIONS:
         assert "--root" in (ROOT / section / "study.py").read_text()
