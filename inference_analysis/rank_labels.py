@@ -26,8 +26,9 @@ from vlmclassifier.benchmarks import Evaluation, load_evaluation
 from vlmclassifier.images import image_sizes, open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
 from vlmclassifier.prompts import WORDINGS
+from vlmclassifier.provenance import fingerprint
 from vlmclassifier.records import ContextError, Prediction, UserError
-from vlmclassifier.runs import Run, fingerprint, open_run
+from vlmclassifier.runs import Run, open_run
 from vlmclassifier.tables import OUTPUTS, save_scores
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ def main(args: Args) -> None:
     if not (clip / "predictions.jsonl").exists():
         raise UserError(f"{asked} holds no runs: run main_results/study.py --root {args.root} first.")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(PROCESSES, context, initializer=use_one_core) as pool:
+    with ProcessPoolExecutor(PROCESSES, context, initializer=cli.use_one_core) as pool:
         list(pool.map(rank_all, [jobs(args, out)] * PROCESSES))
 
     from vlmclassifier.ranking.results import read_ranking
@@ -99,14 +99,6 @@ def jobs(args: Args, out: Path) -> list[rank_labels.Args]:
     )  # fmt: skip
     return [rank(limit=args.limit, out=out / "ranking"),
             rank(split="train", limit=args.train, out=out / "ranking-train")]  # fmt: skip
-
-
-def use_one_core() -> None:
-    """Of two processes each is fastest on a core of its own."""
-    cli.end_with_parent()
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def rank_all(work: list[rank_labels.Args]) -> None:

@@ -19,8 +19,9 @@ from vlmclassifier.benchmarks import Evaluation, load_evaluation
 from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.models import find_model, is_miniature
 from vlmclassifier.prompts import CAPTION, draw_candidates, parse_candidates, setting_name
+from vlmclassifier.provenance import fingerprint
 from vlmclassifier.records import Example, Prediction, UserError
-from vlmclassifier.runs import Run, fingerprint, open_run, pending_together
+from vlmclassifier.runs import Run, open_run, pending_together
 from vlmclassifier.tables import run_folder, write_scores
 
 if TYPE_CHECKING:

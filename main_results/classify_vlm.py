@@ -24,11 +24,13 @@ from vlmclassifier.benchmarks import Evaluation, load_evaluation
 from vlmclassifier.images import image_sizes, open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
 from vlmclassifier.prompts import build_question, new_tokens, parse_candidates, setting_name
+from vlmclassifier.provenance import fingerprint
 from vlmclassifier.records import ContextError, Example, Prediction, Question
-from vlmclassifier.runs import Run, fingerprint, open_run, pending_together
+from vlmclassifier.runs import Run, open_run, pending_together
 from vlmclassifier.tables import run_folder, write_scores
 
 if TYPE_CHECKING:
+    from vlmclassifier.devices import Halving
     from vlmclassifier.vlm import VLM
 
 
@@ -141,72 +143,97 @@ def answer(
     from vlmclassifier.devices import Halving
     from vlmclassifier.vlm import load_vlm
 
-    vlm = load_vlm(args.model, folder, args.device, args.dtype)
-    max_new_tokens = args.max_new_tokens or new_tokens(args.chain_of_thought)
-    examples = {example.id: example for example in task.examples}
+    interview = Interview(args, task, load_vlm(args.model, folder, args.device, args.dtype), asked, runs)
+    interview.check_context()
+    if not interview.runs:
+        return interview.absent
+    waiting, halving = list(interview.runs.values()), Halving()
+    with cli.progress(waiting, f"{title}, {', '.join(interview.runs)}") as advance:
+        for _, (images, batches) in prefetch(pending_together(waiting, args.batch_size), interview.load):
+            seen = interview.features(images, batches, halving)
+            for setting, batch in batches.items():
+                interview.answer(setting, batch, images, seen, halving)
+                advance()
+    return interview.absent
 
-    def ask(example: Example, way: Way) -> tuple[Question, str]:
-        count = parse_candidates(way.candidates, task.names)
-        question = build_question(example, task.names, count, way.wording, way.order, args.seed)
-        return question, vlm.prompt(question.text, args.chain_of_thought)
 
-    absent: dict[str, str] = {}
+class Interview:
+    """One model and the ways in which it is asked about the same pictures."""
+
+    def __init__(
+        self, args: Args, task: Evaluation, vlm: "VLM", asked: dict[str, Way], runs: dict[str, Run]
+    ) -> None:  # fmt: skip
+        self.args, self.task, self.vlm, self.asked, self.runs = args, task, vlm, asked, dict(runs)
+        self.max_new_tokens = args.max_new_tokens or new_tokens(args.chain_of_thought)
+        self.examples = {example.id: example for example in task.examples}
+        self.absent: dict[str, str] = {}  # setting -> why it does not fit
 
     @contextmanager
-    def fits(setting: str) -> Iterator[None]:  # what does not fit is noted for the tables, and the others go on
+    def fits(self, setting: str) -> Iterator[None]:
+        """What does not fit the context is noted for the tables, and the other ways go on."""
         try:
             yield
         except ContextError as error:
-            absent[setting] = str(error)
-            runs[setting].not_applicable(str(error))
+            self.absent[setting] = str(error)
+            self.runs[setting].not_applicable(str(error))
 
-    sizes = None
-    for setting in runs:
-        prompts = [ask(example, asked[setting])[1] for example in varying(asked[setting], task)]
-        longest = sorted(prompts, key=len)[-16:]
-        if sizes is None and vlm.image_size_matters(longest[-1]):
-            sizes = image_sizes([example.image for example in task.examples])
-        with fits(setting):
-            vlm.check_context(longest, max_new_tokens, sizes or ())
-    runs = {setting: run for setting, run in runs.items() if setting not in absent}
-    if not runs:
-        return absent
-    waiting = list(runs.values())
+    def ask(self, example: Example, way: Way) -> tuple[Question, str]:
+        """The question about one picture, and the whole prompt."""
+        count = parse_candidates(way.candidates, self.task.names)
+        question = build_question(example, self.task.names, count, way.wording, way.order, self.args.seed)
+        return question, self.vlm.prompt(question.text, self.args.chain_of_thought)
 
-    def load(lists: list[list[str]]) -> tuple[dict[str, Image], list[Batch]]:
-        ids = dict.fromkeys(i for some in lists for i in some)
-        images = {i: open_image(examples[i].image, task.root, examples[i].row) for i in ids}
-        batches = []
-        for setting, some in zip(runs, lists, strict=True):
-            questions, prompts = (
-                zip(*(ask(examples[i], asked[setting]) for i in some), strict=True) if some else ((), ())
-            )
-            inputs = vlm.prepare([images[i] for i in some], prompts) if some else {}
-            batches.append(Batch(some, questions, prompts, inputs))
+    def check_context(self) -> None:
+        """Before the first picture: ways whose longest prompt does not fit are left out."""
+        sizes = None
+        for setting in self.runs:
+            way = self.asked[setting]
+            # All names, or none, make one prompt for all pictures; K candidates make one each.
+            examples = self.task.examples if way.candidates not in ("none", "all") else self.task.examples[:1]
+            longest = sorted((self.ask(example, way)[1] for example in examples), key=len)[-16:]
+            if sizes is None and self.vlm.image_size_matters(longest[-1]):
+                sizes = image_sizes([example.image for example in self.task.examples])
+            with self.fits(setting):
+                self.vlm.check_context(longest, self.max_new_tokens, sizes or ())
+        self.runs = {setting: run for setting, run in self.runs.items() if setting not in self.absent}
+
+    def load(self, lists: list[list[str]]) -> tuple[dict[str, Image], dict[str, Batch]]:
+        """The pictures of a lease, and by setting what is asked about those that it still wants."""
+        ids, batches = dict.fromkeys(i for some in lists for i in some), {}
+        images = {i: open_image(self.examples[i].image, self.task.root, self.examples[i].row) for i in ids}
+        for setting, some in zip(self.runs, lists, strict=True):
+            if some:
+                asked = [self.ask(self.examples[i], self.asked[setting]) for i in some]
+                questions, prompts = zip(*asked, strict=True)
+                inputs = self.vlm.prepare([images[i] for i in some], prompts)
+                batches[setting] = Batch(some, questions, prompts, inputs)
         return images, batches
 
-    halving = Halving()
-    with cli.progress(waiting, f"{title}, {', '.join(runs)}") as advance:
-        for _, (images, batches) in prefetch(pending_together(waiting, args.batch_size), load):
-            seen = halving(partial(features, vlm, batches), list(images.items())) if len(runs) > 1 else []
-            seen = dict(zip(images, seen, strict=True)) if seen else {}
-            for (setting, run), batch in zip(runs.items(), batches, strict=True):
-                if not batch.ids or setting in absent:
-                    continue
-                asking = [(images[i], prompt, seen.get(i)) for i, prompt in zip(batch.ids, batch.prompts, strict=True)]
-                with fits(setting):
-                    answers = halving(partial(generate, vlm, batch, max_new_tokens), asking)
-                    rows = zip([examples[i] for i in batch.ids], batch.questions, batch.prompts, answers, strict=True)
-                    run.append([Prediction(e.id, e.label, e.class_index, prompt, q.choices, text, None, None)
-                                for e, q, prompt, text in rows])  # fmt: skip
-                    advance()
-    return absent
+    def features(self, images: dict[str, Image], batches: dict[str, Batch], halving: "Halving") -> dict[str, object]:
+        """What the language model is given of each picture, encoded once for all ways; none for a single way."""
+        if len(self.runs) == 1:
+            return {}
+        prompt = next(prompt for batch in batches.values() for prompt in batch.prompts)
 
+        def encode(part: Sequence[str]) -> list[object]:  # None where it cannot be shared
+            return self.vlm.encode([images[i] for i in part], prompt) or [None] * len(part)
 
-def features(vlm: "VLM", batches: list[Batch], part: Sequence[tuple[str, Image]]) -> list[object]:
-    """What the language model is given of each picture, encoded once for all ways; None where it cannot be shared."""
-    prompt = next(prompt for batch in batches for prompt in batch.prompts)
-    return vlm.encode([image for _, image in part], prompt) or [None] * len(part)
+        return dict(zip(images, halving(encode, list(images)), strict=True))
+
+    def answer(
+        self, setting: str, batch: Batch, images: dict[str, Image], seen: dict[str, object], halving: "Halving"
+    ) -> None:
+        """Answer one batch in one way and record it."""
+        if setting in self.absent:
+            return
+        asking = [(images[i], prompt, seen.get(i)) for i, prompt in zip(batch.ids, batch.prompts, strict=True)]
+        with self.fits(setting):
+            answers = halving(partial(generate, self.vlm, batch, self.max_new_tokens), asking)
+            rows = zip([self.examples[i] for i in batch.ids], batch.questions, batch.prompts, answers, strict=True)
+            self.runs[setting].append([
+                Prediction(e.id, e.label, e.class_index, prompt, question.choices, text, None, None)
+                for e, question, prompt, text in rows
+            ])  # fmt: skip
 
 
 def generate(
@@ -217,11 +244,6 @@ def generate(
     whole = len(part) == len(batch.ids)  # else it did not fit into the memory
     inputs = batch.inputs if whole else vlm.prepare(images, prompts)
     return vlm.generate(inputs, max_new_tokens, None if None in seen else seen)
-
-
-def varying(way: Way, task: Evaluation) -> Sequence[Example]:
-    """The examples whose prompts have different words: all with K candidates each, else one stands for all."""
-    return task.examples if way.candidates not in ("none", "all") else task.examples[:1]
 
 
 if __name__ == "__main__":

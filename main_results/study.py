@@ -74,7 +74,7 @@ def main(args: Args) -> None:
     out, checkpoints = args.root / "main_results", args.root / "checkpoints"
     args = replace(args, candidates=candidates)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(PROCESSES, context, initializer=use_one_core) as pool:
+    with ProcessPoolExecutor(PROCESSES, context, initializer=cli.use_one_core) as pool:
         list(pool.map(classify_all, [jobs(args, checkpoints, out)] * PROCESSES))
     hits = {("clip", word): right_answers(out / f"mini-clip-{setting_name(word)}") for word in candidates}
     hits |= {("vlm", word): right_answers(out / f"mini-llava-{setting_name(word)}") for word in [*candidates, "none"]}
@@ -130,14 +130,6 @@ def controls_of(checkpoints: Path) -> list[Path]:
 def run_of(control: Path) -> str:
     """The run folder of a control."""
     return f"mini-llava-{setting_name('none')}-{control.name.removeprefix('vlm-')}"
-
-
-def use_one_core() -> None:
-    """Of two processes each is fastest on a core of its own."""
-    cli.end_with_parent()
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def classify_all(work: list[Job]) -> None:

@@ -16,6 +16,7 @@ FLOORS = [
         "prompts",
         "models",
         "scoring",
+        "provenance",
         "runs",
         "values",
         "tables",

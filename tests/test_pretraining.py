@@ -24,8 +24,8 @@ from vlmclassifier.pretraining.optimisation import Optimisation, rate
 from vlmclassifier.pretraining.pictures import Pictures, augment, load_pixels, mix
 from vlmclassifier.pretraining.recipes import RECIPES
 from vlmclassifier.pretraining.stages import first_of_each_class, fit_into, image_processor
+from vlmclassifier.provenance import fingerprint
 from vlmclassifier.records import Example, UserError
-from vlmclassifier.runs import fingerprint
 
 WORLD = plane_figures_world()
 QUESTION = "What type of object is in this photo?"

@@ -15,8 +15,9 @@ from conftest import starting_line
 from stub_run import CONFIG, answer, order, work
 
 from vlmclassifier import runs
+from vlmclassifier.provenance import fingerprint
 from vlmclassifier.records import UserError, to_line
-from vlmclassifier.runs import fingerprint, open_run, read_run
+from vlmclassifier.runs import open_run, read_run
 
 STUB = Path(__file__).parent / "stub_run.py"
 

@@ -7,14 +7,10 @@ like, at the same time or after a crash: the processes share the work, and the l
 the evaluation order. A run may keep a float32 vector with every row (`values.py`).
 """
 
-import contextlib
 import fcntl
-import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
-import subprocess
 import threading
 import time
 from collections import deque
@@ -24,8 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmclassifier.models import CHECKPOINT_FILES
-from vlmclassifier.paths import PROJECT_ROOT
+from vlmclassifier.provenance import git_commit, versions
 from vlmclassifier.records import Prediction, UserError, prediction_from_line, to_line
 from vlmclassifier.values import ROWS, VALUES, mend_part, part_values, read_part, read_values, write_values
 
@@ -35,7 +30,6 @@ if TYPE_CHECKING:
 FOLDER_LOCK = 1 << 40  # this byte of `.lock` guards run.json, the choice of part files and the merge
 IN_FLIGHT = 4  # batches that may be written but not yet on the disk
 EXTENDABLE = ("limit",)  # a larger limit continues the same run
-PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow")
 
 
 class Run:
@@ -325,47 +319,6 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[Prediction]]:
     """The record (run.json) and the merged rows of a run folder. Raises UserError when either cannot be read."""
     rows = folder / "predictions.jsonl"
     return read_record(folder), _rows_from(rows, 0)[0] if rows.exists() else []
-
-
-def fingerprint(checkpoint: Path) -> str:
-    """SHA-256 over the names and contents of a checkpoint's files: the same on every machine, whatever the path.
-
-    A file's digest is remembered in the user's cache folder by path, size and time of change, so that a launcher that
-    skips finished runs does not read every checkpoint again.
-    """
-    files = [checkpoint] if checkpoint.is_file() else sorted(f for p in CHECKPOINT_FILES for f in checkpoint.glob(p))
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vlmclassifier" / "digests"
-
-    def digest(file: Path) -> str:
-        stat = file.stat()
-        identity = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-        known = cache / hashlib.sha256(identity.encode()).hexdigest()
-        if known.is_file() and len(text := known.read_text()) == 64:
-            return text
-        with open(file, "rb") as stream:
-            value = hashlib.file_digest(stream, "sha256").hexdigest()
-        with contextlib.suppress(OSError):  # a cache that cannot be written is no mistake
-            cache.mkdir(parents=True, exist_ok=True)
-            known.write_text(value)
-        return value
-
-    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
-        lines = [f"{file.name} {value}\n" for file, value in zip(files, pool.map(digest, files), strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that the numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def git_commit() -> str | None:
-    """The commit of the project's checkout, "-dirty" when files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
