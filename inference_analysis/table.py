@@ -159,25 +159,25 @@ def rank_scores(home: Path, rankings: "dict[Path, Ranking]") -> tuple[list[Score
     from vlmclassifier.ranking.results import of_train, scores_of
 
     best: dict[tuple, tuple] = {}
-    notes: dict[str, None] = {}
+    notes: list[str] = []
     for file in sorted(home.glob("*/run.json")):
         record, folder = read_record(file.parent), file.parent
         config = record["config"]
         if config.get("kind") != "ranking" or record["finished"] is None or config["split"] == "train":
             continue
-        full = folder in rankings
-        train = of_train(rankings[folder], list(rankings.values())) if full else None
+        ranking = rankings.get(folder)
+        train = of_train(ranking, list(rankings.values())) if ranking else None
         cells: dict[tuple, list[Score]] = {}
-        for score in scores_of(folder, "inference_analysis", "table2", train):
+        for score in scores_of(folder, "inference_analysis", "table2", train, ranking):
             cells.setdefault((score.model, score.setting, score.dataset), []).append(score)
         for key, scores in cells.items():
-            entry = (scores[0].n, full, record["finished"], scores)
+            entry = (scores[0].n, ranking is not None, record["finished"], scores)
             if key in best:
-                notes[
-                    f"{' / '.join(key)} has several rankings: the one with most pictures, then a full one, counts."
-                ] = None
+                notes.append(
+                    f"{' / '.join(key)}: of several rankings the one with most pictures, then a full one, counts."
+                )
             best[key] = max(best.get(key, entry), entry, key=lambda one: one[:3])
-    return [score for entry in best.values() for score in entry[3]], list(notes)
+    return [score for entry in best.values() for score in entry[3]], list(dict.fromkeys(notes))
 
 
 def chosen(rankings: "dict[Path, Ranking]") -> "DataFrame":

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from vlmclassifier.models import MODELS, OPENING
 from vlmclassifier.ranking.scores import BLOCK, GRID, Scoring, choose, curve, held_out, ranks
 from vlmclassifier.records import Score, UserError
-from vlmclassifier.runs import read_run
+from vlmclassifier.runs import read_record, read_run
 from vlmclassifier.scoring import wilson_interval
 from vlmclassifier.tables import model_of
 from vlmclassifier.values import ROWS, read_values
@@ -42,6 +42,7 @@ class Ranking:
     no_image: np.ndarray  # float32 [names] the prior behind the prompt without the picture
     truth: np.ndarray  # [pictures] place of the true name
     first: np.ndarray  # bool [pictures] whether the true class is the first that bears its name
+    _curves: dict = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def half(self) -> np.ndarray:
@@ -50,16 +51,23 @@ class Ranking:
 
     def prior(self, kind: str) -> np.ndarray:
         """log p(name | prompt): "no_image" (default), or "mean" over the pictures as in the reference code."""
-        return self.no_image if kind == "no_image" else self.sums.mean(axis=0, dtype=np.float64)
+        return self.no_image if kind == "no_image" else self._mean
+
+    @cached_property
+    def _mean(self) -> np.ndarray:
+        return self.sums.mean(axis=0, dtype=np.float64)
 
     def ranks(self, scoring: Scoring) -> np.ndarray:
         """How many names are scored above the true one [pictures]."""
         blocks = [slice(start, start + BLOCK) for start in range(0, len(self.sums), BLOCK)]
         return np.concatenate([ranks(scoring(self.sums[b], self.lengths), self.truth[b]) for b in blocks])
 
-    def curve(self, per_token: bool, kind: str = "no_image", grid: Sequence[float] = GRID) -> np.ndarray:
-        """Top-1 hits for every t of the grid: bool [grid, pictures]."""
-        return curve(self.sums, self.lengths, self.truth, self.prior(kind), per_token, grid)
+    def curve(self, per_token: bool, kind: str = "no_image") -> np.ndarray:
+        """Top-1 hits for every t of GRID: bool [grid, pictures]. Worked out once: on ImageNet it takes a while."""
+        if (per_token, kind) not in self._curves:
+            hits = curve(self.sums, self.lengths, self.truth, self.prior(kind), per_token)
+            self._curves[per_token, kind] = hits
+        return self._curves[per_token, kind]
 
     def ways(self, train: "Ranking | None" = None) -> Iterator[Way]:
         """Sum, mean, and guidance with both priors (paper section 2).
@@ -123,13 +131,18 @@ def suffix(config: dict) -> str:
     return "".join(parts + ["-paper_tokenisation"] * config["paper_tokenisation"])
 
 
-def scores_of(folder: Path, section: str, table: str, train: Ranking | None = None) -> list[Score]:
-    """The scores of a finished run, full or --top-k. Raises UserError when it cannot be read."""
-    record, rows = read_run(folder)
+def scores_of(
+    folder: Path, section: str, table: str, train: Ranking | None = None, ranking: Ranking | None = None
+) -> list[Score]:
+    """The scores of a finished run, full or --top-k. Raises UserError when it cannot be read.
+
+    `train`: where t is chosen; `ranking`: the full run's own numbers, where they have been read.
+    """
+    record, rows = (read_record(folder), []) if ranking else read_run(folder)
     config = record["config"]
     end = suffix(config)
     if config["top_k"] is None:
-        ranking = read_ranking(folder)
+        ranking = ranking or read_ranking(folder)
         ways = [(way.setting + end, way.top1, way.top5, ranking.first) for way in ranking.ways(train)]
     else:
         first = {name: index for index, name in reversed(list(enumerate(config["classes"])))}
