@@ -23,7 +23,7 @@ from vlmclassifier.vlm.model import extremes
 FAMILIES = [key for key, spec in MODELS.items() if spec.kind == "vlm" and has_miniature(spec) and "13b" not in key]
 QUESTIONS = [
     "What type of object is in this photo?",
-    'Identify the object in this image. Choose one from "cat", "dog", "horse", "sunflower".',
+    'Identify the object in this image. Choose one from "cat, dog, horse, sunflower".',
 ]
 # What each released checkpoint's chat template or documentation makes of the first question.
 PROMPTS = {

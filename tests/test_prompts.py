@@ -27,9 +27,9 @@ def test_templates_word_by_word():
     assert think["blip"] == "Question: Q? Let's think step by step. Answer:"
 
 
-def test_closed_world_lists_the_choices_in_quotes():
+def test_closed_world_lists_the_choices_in_one_pair_of_quotes():
     question = build_question(EXAMPLES[0], ["class 0", "a"], 2, order="fixed")
-    assert question.text == 'What type of object is in this photo? Choose one from "class 0", "a".'
+    assert question.text == 'What type of object is in this photo? Choose one from "class 0, a".'
     assert question.choices == ("class 0", "a") and question.answer == "class 0"
 
 

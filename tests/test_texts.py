@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_lists_are_asked_as_the_evaluation_asks_them():
     question = list_question("astroid", WORLD, 5, "key")
     wordings = {build_question(Example("key", "", "", "astroid", 0, "train"), WORLD.names, 5, wording).text
                 for wording in ("base", "alternative_1", "alternative_2", "alternative_3")}  # fmt: skip
-    assert question in wordings and '"astroid"' in question
+    assert question in wordings and re.search(r'["\s]astroid[",]', question)
     assert dialogue("Why?", image=True) == "USER: <image>\nWhy?\nASSISTANT:"
     assert dialogue("Why?", image=False) == "USER: Why?\nASSISTANT:"
 

@@ -68,13 +68,15 @@ def build_question(
     order: str = "random",
     seed: int = 0,
 ) -> Question:
-    """The question about one picture; a closed world appends the list of candidates (paper section 1)."""
+    """The question about one picture; a closed world appends the list of candidates (paper section 1).
+
+    One pair of quotes holds the whole list, as in the paper's runs: a name that has a comma is not set apart.
+    """
     text = WORDINGS[wording]
     if candidates is None:
         return Question(text, None, example.label)
     choices = draw_candidates(example, names, candidates, order, seed)
-    listed = ", ".join(f'"{name}"' for name in choices)
-    return Question(f"{text} Choose one from {listed}.", choices, example.label)
+    return Question(f'{text} Choose one from "{", ".join(choices)}".', choices, example.label)
 
 
 def new_tokens(chain_of_thought: bool) -> int:

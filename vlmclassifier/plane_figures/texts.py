@@ -257,7 +257,5 @@ def vocabulary(world: World) -> list[str]:
     for facts in world.facts.values():
         for fact in facts:
             texts += [fact.question.format(subject="this object"), fact.answer]
-    question = dialogue(
-        'What is this object, and: the Choose one from "a", "a". Choose A, B, C, or D. or", "', image=True
-    )
+    question = dialogue('What is this object, and: the Choose one from "a, a". Choose A, B, C, or D.', image=True)
     return [*texts, question.replace("<image>", ""), CAPTION.format("")]

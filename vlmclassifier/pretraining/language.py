@@ -24,13 +24,11 @@ IGNORED = -100  # label of a token that is given, not predicted
 def word_tokenizer(texts: Iterable[str], clip: bool = False) -> PreTrainedTokenizerFast:
     """One token per word and punctuation mark of `texts`; for CLIP with an end token behind every text.
 
-    A mark inside a word belongs to it (1.26, 16.4). The '", "' between two candidates of a list is one token: lists
-    would be twice as long.
+    A mark inside a word belongs to it (1.26, 16.4).
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    marks = pre_tokenizers.Split(Regex(r'", "|(?<!\S)"|"(?=\.)|"(?!\S)|[.,?:](?!\S)'), "isolated")
-    spaces = pre_tokenizers.Split(Regex(r'(?<!",)\s+|\s+(?!")'), "removed")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([marks, spaces])
+    marks = pre_tokenizers.Split(Regex(r'(?<!\S)"|"(?=\.)|"(?!\S)|[.,?:](?!\S)'), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([marks, pre_tokenizers.WhitespaceSplit()])
     tokenizer.decoder = decoders.WordPiece(prefix="\u2581", cleanup=True)  # joins words, no space before punctuation
     trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL), vocab_size=1_000_000, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
