@@ -9,7 +9,6 @@ Writes outputs/main_results/NAME/{run.json, predictions.jsonl, scores.csv}. Stop
 goes on where it stopped. Start it several times, or under `accelerate launch`, and the processes share the work.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from vlmclassifier import cli
 from vlmclassifier.benchmarks import Evaluation, load_evaluation
 from vlmclassifier.images import image_sizes, open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
-from vlmclassifier.prompts import build_question, new_tokens, parse_candidates, setting_name
+from vlmclassifier.prompts import Way, build_question, new_tokens, parse_candidates, ways
 from vlmclassifier.provenance import fingerprint
 from vlmclassifier.records import ContextError, Example, Prediction, Question
 from vlmclassifier.runs import Run, open_run, pending_together
@@ -74,15 +73,6 @@ class Args:
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of asking."""
-
-    candidates: str
-    order: str
-    wording: str
-
-
-@dataclass(frozen=True)
 class Batch:
     """The pictures that one run still wants of a lease, and what is asked about them."""
 
@@ -108,7 +98,8 @@ def main(args: Args) -> None:
         "candidates": "", "order": "", "wording": "", "seed": args.seed, "chain_of_thought": args.chain_of_thought,
         "max_new_tokens": args.max_new_tokens or new_tokens(args.chain_of_thought), "classes": list(task.names),
     }  # fmt: skip
-    asked = settings(args, task)
+    several = map(cli.several, (args.candidates, args.order, args.wording))
+    asked = ways(*several, task.names, args.chain_of_thought, args.seed)
     order, runs = [example.id for example in task.examples], {}
     for setting, way in asked.items():
         out = run_folder(args.out, "main_results", f"{spec.key}-{task.benchmark.key}", setting, len(asked) > 1)
@@ -124,16 +115,6 @@ def main(args: Args) -> None:
             cli.report(run.folder, scores, "python main_results/table.py")
     if absent:
         raise ContextError("; ".join(f"{setting}: {reason}" for setting, reason in absent.items()))
-
-
-def settings(args: Args, task: Evaluation) -> dict[str, Way]:
-    """Every combination of candidates, order and wording that was asked for, by its name."""
-    asked = {}
-    for candidates, order, wording in itertools.product(*map(cli.several, (args.candidates, args.order, args.wording))):
-        parse_candidates(candidates, task.names)
-        name = setting_name(candidates, wording, order, args.chain_of_thought, args.seed)
-        asked.setdefault(name, Way(candidates, order, wording))  # the order does not matter where nothing is listed
-    return asked
 
 
 def answer(

@@ -5,10 +5,12 @@ import pytest
 from vlmclassifier.prompts import (
     TEMPLATES,
     THOUGHT,
+    Way,
     build_question,
     draw_candidates,
     parse_candidates,
     setting_name,
+    ways,
 )
 from vlmclassifier.records import Example, UserError
 
@@ -91,3 +93,11 @@ def test_settings_have_the_papers_names():
     assert setting_name("all", order="fixed", chain_of_thought=True) == "closed_world-label_fixed_order-cot"
     assert setting_name("none", "alternative_1", order="fixed", seed=3) == "open_world-prompt_alternative_1"
     assert setting_name("5", seed=3) == "5_classes-seed_3"
+
+
+def test_ways_are_every_combination_once():
+    asked = ways(("none", "5"), ("random", "fixed"), ("base",), NAMES, seed=3)
+    assert list(asked) == ["open_world", "5_classes-seed_3", "5_classes-label_fixed_order-seed_3"]
+    assert asked["5_classes-label_fixed_order-seed_3"] == Way("5", "fixed", "base")
+    with pytest.raises(UserError, match="outside 2 to 50"):
+        ways(("51",), ("random",), ("base",), NAMES)

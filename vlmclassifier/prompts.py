@@ -1,7 +1,9 @@
 """What is asked: wordings, candidate lists, chat templates (paper sections 1 and 2)."""
 
+import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vlmclassifier.records import Example, Question, UserError
 
@@ -25,6 +27,35 @@ TEMPLATES = {
 }
 THOUGHT = " Let's think step by step."
 CAPTION = "a photo of a {}"  # CLIP's prompt, without ensembling
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of asking about a picture."""
+
+    candidates: str  # none, all or K
+    order: str  # of the candidates: random or fixed
+    wording: str  # a key of WORDINGS
+
+
+def ways(
+    candidates: Sequence[str],
+    order: Sequence[str],
+    wording: Sequence[str],
+    names: Sequence[str],
+    chain_of_thought: bool = False,
+    seed: int = 0,
+) -> dict[str, Way]:
+    """Every combination, by the name of its setting; the order counts only where candidates are listed.
+
+    Raises UserError for candidates that are neither none, all nor a number that fits `names`.
+    """
+    asked: dict[str, Way] = {}
+    for way in itertools.starmap(Way, itertools.product(candidates, order, wording)):
+        parse_candidates(way.candidates, names)
+        setting = setting_name(way.candidates, way.wording, way.order, chain_of_thought, seed)
+        asked.setdefault(setting, way)
+    return asked
 
 
 def parse_candidates(candidates: str, names: Sequence[str]) -> int | None:
