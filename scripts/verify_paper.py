@@ -97,7 +97,7 @@ def main(args: Args) -> None:
 
 def wanted(args: Args) -> list[Cell]:
     """The cells of Table 1 that the chosen models and benchmarks fill. Raises UserError where there is none."""
-    specs = {spec.paper_name: spec for spec in MODELS.values() if spec.paper_name}
+    specs = {spec.paper_name: spec for spec in MODELS.values() if spec.paper_name and spec.kind != "api"}
     known = {spec.key for spec in specs.values()}
     for given, allowed in ((args.model, known), (args.benchmark, set(PAPER_BENCHMARKS))):
         strange = [name for name in given if name not in allowed]

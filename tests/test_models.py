@@ -5,6 +5,7 @@ import csv
 import pytest
 from conftest import run_script
 
+from vlmclassifier.api.servers import PROVIDERS
 from vlmclassifier.models import MODELS, checkpoint_folder, find_model, is_miniature, local_checkpoint
 from vlmclassifier.prompts import TEMPLATES
 from vlmclassifier.records import UserError
@@ -15,10 +16,11 @@ def test_every_model_is_the_papers():
         papers = {row["model"] for row in csv.DictReader(stream)}
     for spec in MODELS.values():
         assert spec.paper_name is None or spec.paper_name in papers
-        assert spec.kind == "clip" or spec.architecture
+        assert spec.kind != "vlm" or spec.architecture
         assert spec.template is None or spec.template in TEMPLATES
-        assert spec.kind == "clip" or spec.paper_name is None or spec.template  # the paper's own prompts
-        assert spec.source is None or spec.source.count("/") == 1
+        assert spec.kind != "vlm" or spec.paper_name is None or spec.template  # the paper's own prompts
+        assert spec.source is None or spec.source.count("/") == (0 if spec.kind == "api" else 1)
+        assert (spec.kind == "api") == (spec.provider in PROVIDERS)
 
 
 @pytest.mark.parametrize("key, kind", [("mini-llava", "vlm"), ("mini-clip", "clip")])

@@ -1,7 +1,7 @@
 """The registry of models: data only. A checkpoint is found by --weights, paths.toml, else on the hub."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from vlmclassifier.records import UserError
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # never pickles, never code
 OPENING = "The photo features a"  # of the paper's LLaVA; "A" of its BLIPs (section 2)
 MINIATURE = "vlmclassifier_miniature"  # this key in a checkpoint's config marks random or mini weights
+Kind = Literal["vlm", "clip", "api"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class ModelSpec:
     """One model. `paper_name` is the model column of `paper.csv`; `kind` says which script classifies with it."""
 
     key: str
-    kind: Literal["vlm", "clip"]
-    source: str | None  # vlm: a hub id; clip: NAME/TAG for open_clip, or torchvision/NAME; None: trained here
+    kind: Kind
+    source: str | None  # vlm: a hub id; clip: NAME/TAG for open_clip, or torchvision/NAME; api: an id; None: made here
     paper_name: str | None = None
     architecture: str | None = None  # vlm: the model_type of its config.json; None: any
     template: str | None = None  # vlm: a key of prompts.TEMPLATES; None: the processor's own chat template
     opening: str = OPENING  # vlm: how the answer begins before a class name that is ranked
+    provider: str | None = None  # api: a key of api.servers.PROVIDERS
+    prices: tuple[float, float] | None = None  # api: US dollars for a million tokens in and out, where they are known
 
 
 MODELS = {
@@ -54,6 +57,12 @@ MODELS = {
         ModelSpec("pixtral-12b", "vlm", "mistral-community/pixtral-12b", architecture="llava"),
         ModelSpec("clip-vit-l-336", "clip", "ViT-L-14-336-quickgelu/openai", "CLIP-L"),
         ModelSpec("eva-clip-g", "clip", "EVA01-g-14-plus/merged2b_s11b_b114k", "EVA-G"),
+        # The paper's APIs. Their ids are retired (--model-id names another); the prices are those of their time.
+        ModelSpec("gpt-4-turbo", "api", "gpt-4-turbo-2024-04-09", "GPT4", provider="openai", prices=(10.0, 30.0)),
+        ModelSpec("gemini-pro-vision", "api", "gemini-1.0-pro-vision-001", "GeminiPro", provider="google",
+                  prices=(0.5, 1.5)),
+        ModelSpec("claude-3-opus", "api", "claude-3-opus-20240229", "Claude3", provider="anthropic",
+                  prices=(15.0, 75.0)),
         # The supervised baseline of the reference: ImageNet only, from torchvision's local weights.
         ModelSpec("vit-b-16", "clip", "torchvision/vit_b_16"),
         # Trained from scratch by training_analysis/pretrain_mini.py.
@@ -63,7 +72,7 @@ MODELS = {
 }  # fmt: skip
 
 
-def find_model(key: str, kind: Literal["vlm", "clip"]) -> ModelSpec:
+def find_model(key: str, kind: Kind) -> ModelSpec:
     """The spec of a registered model, or of a folder or hub id that is not registered.
 
     A registered model's hub id stands for its key. For CLIP, NAME/TAG is open_clip's, such as
@@ -73,8 +82,8 @@ def find_model(key: str, kind: Literal["vlm", "clip"]) -> ModelSpec:
     if key in MODELS and MODELS[key].kind == kind:
         return MODELS[key]
     if key in MODELS:
-        other = "clip" if MODELS[key].kind == "clip" else "vlm"
-        raise UserError(f"{key} is a {other} model: use main_results/classify_{other}.py.")
+        other = MODELS[key].kind
+        raise UserError(f"{key} is a{'n' * (other == 'api')} {other} model: use main_results/classify_{other}.py.")
     known = {spec.source: spec for spec in MODELS.values() if spec.kind == kind and spec.source}
     if key in known:
         return known[key]
@@ -93,6 +102,30 @@ def find_model(key: str, kind: Literal["vlm", "clip"]) -> ModelSpec:
     raise UserError(
         f"Unknown model {key!r}: the nearest is {near!r}; choose one of {', '.join(names)}, {also}, or a folder."
     )
+
+
+def find_api(key: str, model_id: str | None = None, base_url: str | None = None) -> ModelSpec:
+    """The spec of an API's model: a registered key, PROVIDER/ID, or any id of the server at `base_url`.
+
+    `model_id` stands in for the registered id. Raises UserError for an unknown key and for a provider that is none.
+    """
+    providers = sorted({str(spec.provider) for spec in MODELS.values() if spec.kind == "api"})
+    if key in MODELS:
+        spec = find_model(key, "api")
+    elif key.split("/")[0] in providers and key.split("/", 1)[-1]:
+        provider, _, name = key.partition("/")
+        spec = ModelSpec(key.replace("/", "-"), "api", name, provider=provider)
+    elif base_url is not None:
+        spec = ModelSpec(key.replace("/", "-"), "api", key, provider="openai")
+    else:
+        names = [name for name, spec in MODELS.items() if spec.kind == "api"]
+        raise UserError(
+            f"Unknown model {key!r}: choose one of {', '.join(names)}, PROVIDER/ID with one of {', '.join(providers)}, "
+            "or add the --base-url of a server that speaks OpenAI's language."
+        )
+    if model_id:  # prices are those of an id
+        spec = replace(spec, source=model_id, prices=spec.prices if model_id == spec.source else None)
+    return spec
 
 
 def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from vlmclassifier.models import CHECKPOINT_FILES
 from vlmclassifier.paths import PROJECT_ROOT
 
-PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow")
+PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow", "openai", "anthropic",
+            "google-genai")  # fmt: skip
 
 
 def fingerprint(checkpoint: Path) -> str:

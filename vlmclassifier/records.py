@@ -36,6 +36,16 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What came with an API's answer."""
+
+    finish: str  # stop, length (cut at the limit of tokens), refusal or empty
+    model: str  # the id that answered: an alias may stand for several
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a model said of one example. Whether it is right is derived later, without a model."""
 
@@ -47,6 +57,7 @@ class Prediction:
     output: str  # the raw text; for CLIP the name of the best class
     answer: str | None  # what a parser read out of `output`, where one is needed
     ranking: tuple[int, ...] | None  # class indices, best first; None for free text
+    reply: Reply | None = None  # of an API; left out of the line where there is none
 
 
 @dataclass(frozen=True)
@@ -67,14 +78,21 @@ class Score:
 
 def to_line(record: Prediction | Score) -> str:
     """One JSON line, newline included."""
-    return json.dumps(asdict(record), ensure_ascii=False) + "\n"
+    values = asdict(record)
+    if "reply" in values and values["reply"] is None:
+        del values["reply"]
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 def prediction_from_line(line: str) -> Prediction:
     """The inverse of `to_line`. Raises ValueError on a line that is not a whole prediction."""
     values = json.loads(line)
-    if not isinstance(values, dict) or set(values) != {field.name for field in fields(Prediction)}:
+    if not isinstance(values, dict) or {*values, "reply"} != {field.name for field in fields(Prediction)}:
         raise ValueError("not a prediction")
+    if "reply" in values:
+        if not isinstance(values["reply"], dict) or set(values["reply"]) != {field.name for field in fields(Reply)}:
+            raise ValueError("not a reply")
+        values["reply"] = Reply(**values["reply"])
     for name in ("choices", "ranking"):
         if values[name] is not None:
             values[name] = tuple(values[name])

@@ -4,7 +4,12 @@ from collections.abc import Callable, Sequence
 
 from vlmclassifier.records import Prediction
 
-PAPER_METRIC = {"vlm": "contains", "clip": "exact", "ranking": "exact"}  # by model kind: what the paper calls accuracy
+PAPER_METRIC = {
+    "vlm": "contains",
+    "api": "contains",
+    "clip": "exact",
+    "ranking": "exact",
+}  # by model kind: what the paper calls accuracy
 
 
 def contains(prediction: Prediction) -> bool:

@@ -34,8 +34,8 @@ VLM_BUILDERS = {  # by the model's architecture; pixtral is a llava with another
 
 
 def has_miniature(spec: ModelSpec) -> bool:
-    """Whether `make_tiny` can write one: not where a model is trained here, or comes in one size only."""
-    return spec.source is not None and not spec.source.startswith("torchvision/")
+    """Whether `make_tiny` can write one: not of an API, nor where a model is trained here or comes in one size only."""
+    return spec.kind != "api" and spec.source is not None and not spec.source.startswith("torchvision/")
 
 
 def make_tiny(spec: ModelSpec, out: Path, seed: int = 0) -> Path:
@@ -46,6 +46,8 @@ def make_tiny(spec: ModelSpec, out: Path, seed: int = 0) -> Path:
     """
     if spec.source is None:
         raise UserError(f"{spec.key} is a miniature itself: training_analysis/pretrain_mini.py trains it.")
+    if spec.kind == "api":
+        raise UserError(f"There is no miniature of {spec.key}: it is behind an API.")
     if spec.source.startswith("torchvision/"):
         raise UserError(f"There is no miniature of {spec.key}: torchvision builds this architecture in one size only.")
     build = todays.make_pixtral if spec.key.startswith("pixtral") else VLM_BUILDERS.get(spec.architecture)

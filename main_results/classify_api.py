@@ -1,0 +1,270 @@
+"""Ask a model behind an API what each picture of a benchmark shows (sections 1 and 2, Tables 1 and 12).
+
+    export OPENAI_API_KEY=...  # or ANTHROPIC_API_KEY, GOOGLE_API_KEY
+    python main_results/classify_api.py --model gpt-4-turbo --model-id gpt-4.1 --benchmark flowers --limit 100
+    python main_results/classify_api.py --model anthropic/claude-sonnet-4-5 --benchmark flowers --candidates none all
+    python main_results/classify_api.py --model Qwen/Qwen3-VL-8B-Instruct --base-url http://localhost:8000/v1
+    python main_results/classify_api.py --model openai/gpt-4.1 --benchmark flowers --write-batch batches
+    python main_results/classify_api.py --model openai/gpt-4.1 --benchmark flowers --read-batch batch_output.jsonl
+
+Says what it will cost, roughly, before the first call, and what it has cost at the end. Writes
+outputs/main_results/NAME/{run.json, predictions.jsonl, scores.csv, usage.json}. Every answer is recorded as it comes
+and is never asked for again: the same command asks about those pictures that have none. Keys are read from the
+environment and written nowhere.
+"""
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from vlmclassifier import cli
+from vlmclassifier.benchmarks import Evaluation, load_evaluation
+from vlmclassifier.images import image_sizes, open_image
+from vlmclassifier.models import ModelSpec, find_api
+from vlmclassifier.prompts import THOUGHT, Way, build_question, parse_candidates, ways
+from vlmclassifier.records import Example, Prediction, Question, Reply, UserError
+from vlmclassifier.runs import Run, open_run, read_run
+from vlmclassifier.tables import run_folder, write_scores
+
+if TYPE_CHECKING:
+    from vlmclassifier.api import Api
+
+SAMPLE = 200  # pictures whose sizes are read for the estimate
+
+
+@dataclass
+class Args:
+    model: str = "gpt-4-turbo"
+    """gpt-4-turbo, gemini-pro-vision or claude-3-opus (the paper's), openai/ID, anthropic/ID or google/ID, or with
+    --base-url any id that the server knows."""
+    model_id: str | None = None
+    """The id to ask for in place of the model's own: those of the paper are retired. Tables then say so."""
+    base_url: str | None = None
+    """Another server. It must speak the language of the model's provider: OpenAI's, unless --model says otherwise
+    (vLLM, SGLang, transformers serve: http://HOST:PORT/v1)."""
+    key_variable: str | None = None
+    """Environment variable with the key; without it the provider's own (OPENAI_API_KEY, ANTHROPIC_API_KEY,
+    GOOGLE_API_KEY), and none for another server."""
+    benchmark: str = "flowers"
+    """imagenet, flowers, cars, caltech, plane_figures, or a manifest FILE.jsonl of your own (with --classes)."""
+    classes: Path | None = None
+    """Class list of your own manifest: a JSON array of names."""
+    data_root: Path | None = None
+    """Folder that the manifest's image paths start from; without it paths.toml, then the project."""
+    split: str | None = None
+    """Split to evaluate, or "all"; without it the benchmark's test split."""
+    limit: int | None = None
+    """Only the first N pictures of the evaluation order; a larger N later continues the same run."""
+    candidates: tuple[str, ...] = ("none",)
+    """The world: none (open), all (every class name listed), or K candidates, the true one among them. Several values,
+    here and in the next two: a run for every combination."""
+    order: tuple[Literal["random", "fixed"], ...] = ("random",)
+    """Order of the candidates: random per picture, or that of the class list."""
+    wording: tuple[Literal["base", "alternative_1", "alternative_2", "alternative_3"], ...] = ("base",)
+    """Wording of the question (vlmclassifier/prompts.py)."""
+    chain_of_thought: bool = False
+    """End the question with "Let's think step by step."."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens; without it the server's own limit, at Anthropic 1024."""
+    temperature: float | None = None
+    """Sampling temperature; without it the server's own, as in the paper's code. Some models take no other."""
+    max_side: int = 1024
+    """Pictures are sent as JPEG with the longer side at most this many pixels."""
+    seed: int = 0
+    """Seed of the candidate lists; each is drawn from (seed, picture) alone."""
+    concurrency: int = 16
+    """Calls at a time."""
+    timeout: float = 120.0
+    """Seconds after which an attempt is given up and repeated."""
+    retries: int = 5
+    """Attempts after the first, for errors that may pass (429, 5xx, time-outs, lost connections)."""
+    prices: tuple[float, float] | None = None
+    """US dollars for a million tokens in and out, for the estimate; known for the paper's models only."""
+    estimate_only: bool = False
+    """Say what it will cost and stop; needs no key."""
+    write_batch: Path | None = None
+    """Write the pending questions as OpenAI batch files into this folder, in place of asking."""
+    read_batch: tuple[Path, ...] = ()
+    """Record the answers in these results files of OpenAI's batches."""
+    out: Path | None = None
+    """Run folder, with -SETTING behind it where there are several; without it outputs/main_results/MODEL-BENCHMARK."""
+
+
+def main(args: Args) -> None:
+    """Check everything, say what it costs, ask what is pending, score."""
+    from vlmclassifier.api import load_api
+    from vlmclassifier.api.servers import Settings
+
+    check(args)
+    spec = find_api(args.model, args.model_id, args.base_url)
+    offline = args.write_batch is not None or bool(args.read_batch)
+    if offline and spec.provider != "openai":
+        raise UserError(f"Batch files are OpenAI's, {spec.key} is {spec.provider}'s: leave the option out.")
+    settings = Settings(args.max_new_tokens, args.temperature, args.timeout, args.retries)
+    if not args.estimate_only:  # a missing key is said before anything is written
+        api = load_api(spec, settings, args.base_url, args.key_variable, keyless=offline)
+    task = load_evaluation(args.benchmark, args.classes, args.data_root, args.split, args.limit)
+    several = map(cli.several, (args.candidates, args.order, args.wording))
+    asked = ways(*several, task.names, args.chain_of_thought, args.seed)
+    questions = [Questions(args, spec, task, setting, way, len(asked) > 1) for setting, way in asked.items()]
+    if not args.read_batch and (pending := [way for way in questions if not way.run.complete]):
+        estimate(pending)
+    for way in questions if not args.estimate_only else ():
+        if args.write_batch:
+            way.write(api, args.write_batch)
+            continue
+        if args.read_batch:
+            way.read(api, args.read_batch)
+        elif not way.run.complete:
+            way.call(api)
+        finish(way)
+
+
+def check(args: Args) -> None:
+    """Raise UserError for numbers that make no sense and for an address that is none."""
+    cli.check_positive(limit=args.limit, max_new_tokens=args.max_new_tokens, max_side=args.max_side,
+                       concurrency=args.concurrency)  # fmt: skip
+    if args.timeout <= 0 or args.retries < 0:
+        raise UserError("--timeout must be above 0 and --retries at least 0.")
+    address = urlsplit(args.base_url or "https://none")
+    if address.scheme not in ("http", "https") or not address.netloc:
+        raise UserError(f"--base-url {args.base_url} is no address: write it as http://HOST:PORT/v1.")
+    if "@" in address.netloc or address.query:
+        raise UserError("--base-url holds a name, a key or a query, which would be written down: put the key into an "
+                        "environment variable and name that with --key-variable.")  # fmt: skip
+
+
+class Questions:
+    """One way of asking about the pictures of a benchmark, and its run."""
+
+    def __init__(self, args: Args, spec: ModelSpec, task: Evaluation, setting: str, way: Way, several: bool) -> None:
+        self.args, self.spec, self.task, self.setting, self.way = args, spec, task, setting, way
+        self.run = self.open(several)
+        self.examples = {example.id: example for example in task.examples}
+
+    def open(self, several: bool) -> Run:
+        """Open or continue the run."""
+        args, spec, task = self.args, self.spec, self.task
+        config = {
+            "script": "classify_api", "kind": "api", "model": spec.key, "miniature": False, "provider": spec.provider,
+            "model_id": spec.source, "base_url": args.base_url, "benchmark": task.benchmark.key,
+            "manifest": task.manifest_hash, "split": task.split, "limit": args.limit, **asdict(self.way),
+            "seed": args.seed, "chain_of_thought": args.chain_of_thought, "max_new_tokens": args.max_new_tokens,
+            "temperature": args.temperature, "max_side": args.max_side, "classes": list(task.names),
+        }  # fmt: skip
+        out = run_folder(args.out, "main_results", f"{spec.key}-{task.benchmark.key}", self.setting, several)
+        return open_run(out, config, [example.id for example in task.examples])
+
+    @property
+    def pending(self) -> list[Example]:
+        """The pictures without an answer, in the evaluation order."""
+        return [example for example in self.task.examples if example.id not in self.run.done]
+
+    def ask(self, example: Example) -> tuple[Question, str]:
+        """The question about one picture, and the whole prompt."""
+        count = parse_candidates(self.way.candidates, self.task.names)
+        way, names = self.way, self.task.names
+        question = build_question(example, names, count, way.wording, way.order, self.args.seed)
+        return question, question.text + (THOUGHT if self.args.chain_of_thought else "")
+
+    def picture(self, example: Example) -> bytes:
+        """A picture as it is sent."""
+        from vlmclassifier.api import encode_picture
+
+        return encode_picture(open_image(example.image, self.task.root, example.row), self.args.max_side)
+
+    def predict(self, example: Example, text: str, reply: Reply) -> Prediction:
+        """The record of an answer."""
+        question, prompt = self.ask(example)
+        index, choices = example.class_index, question.choices
+        return Prediction(example.id, example.label, index, prompt, choices, text, None, None, reply)
+
+    def call(self, api: "Api") -> None:
+        """Ask about every pending picture, several at a time; record every answer as it comes."""
+        from vlmclassifier.api.asking import Patience, in_threads, interruptible
+
+        def work(ids: list[str]) -> Prediction:
+            example = self.examples[ids[0]]
+            return self.predict(example, *api.ask(self.picture(example), self.ask(example)[1]))
+
+        stop = threading.Event()
+        patience, title = Patience(stop), f"{self.spec.key} on {self.task.benchmark.title}, {self.setting}"
+        with cli.progress([self.run], title) as advance, interruptible(stop):
+            for _, result in in_threads(self.run.pending(1), work, self.args.concurrency, stop):
+                if isinstance(result, Exception):
+                    patience.failed(result)
+                    continue
+                patience.answered()
+                self.run.append([result])
+                advance()
+        if patience.reasons or patience.fatal:
+            self.run.finish()  # what came is merged
+            patience.check()
+
+    def write(self, api: "Api", folder: Path) -> None:
+        """Write the pending questions as batch files."""
+        from tqdm import tqdm
+
+        from vlmclassifier.api.batches import custom_id, write_batches
+
+        pending = tqdm(self.pending, desc=f"{self.setting}, batch files", unit="pic")
+        asked = ((custom_id(self.setting, e.id), self.picture(e), self.ask(e)[1]) for e in pending)
+        files = write_batches(api, asked, folder, f"{self.run.folder.name}-batch")
+        print(f"Written: {', '.join(map(str, files))}. Hand them in at OpenAI (purpose batch, /v1/chat/completions); "
+              "then the same command with --read-batch RESULTS in place of --write-batch.")  # fmt: skip
+
+    def read(self, api: "Api", files: tuple[Path, ...]) -> None:
+        """Record the answers in the results of batches; what has one keeps it."""
+        from vlmclassifier.api.batches import custom_id, read_batch
+
+        pending = {custom_id(self.setting, example.id): example for example in self.pending}
+        failed, rows = [], []
+        for file in files:
+            for identity, text, reply in read_batch(api, file):
+                if identity in pending and reply is None:
+                    failed.append(text)
+                elif identity in pending:
+                    rows.append(self.predict(pending.pop(identity), text, reply))
+        if rows:
+            self.run.append(rows)
+        if failed:
+            print(f"{self.setting}: {len(failed)} requests of the batch failed, the first with: {failed[0]}")
+
+
+def estimate(ways: Sequence[Questions]) -> None:
+    """Say what the pending questions will take, from what the recorded answers took where there are some."""
+    from vlmclassifier.api.costs import Usage, expected, used
+
+    args, spec, task = ways[0].args, ways[0].spec, ways[0].task
+    sizes, parts = image_sizes([example.image for example in task.examples[:SAMPLE]]), []
+    for way in ways:
+        questions, before = [way.ask(example)[1] for example in way.pending], used(read_run(way.run.folder)[1])
+        parts.append(expected(str(spec.provider), questions, sizes, args.max_side, before))
+    whole = Usage(*(sum(getattr(part, name) for part in parts) for name in ("calls", "input_tokens", "output_tokens")))
+    print(f"Estimate, {spec.source}: {whole.sentence(args.prices or spec.prices)}", flush=True)
+
+
+def finish(way: Questions) -> None:
+    """Merge the run; say and keep what its answers took; score it when it is whole."""
+    from vlmclassifier.api.costs import used
+
+    predictions, prices = way.run.finish(), way.args.prices or way.spec.prices
+    usage = used(predictions)
+    dollars = round(usage.cost(prices), 6) if prices else None
+    text = json.dumps(asdict(usage) | {"prices": prices, "dollars": dollars}, indent=2)
+    (way.run.folder / "usage.json").write_text(text + "\n", encoding="utf-8")
+    if way.run.complete:
+        scores = write_scores(way.run.folder, "main_results", "table1")
+        cli.report(way.run.folder, scores, "python main_results/table.py")
+    else:
+        print(f"{way.setting}: {len(predictions)} of {len(way.run.order)} pictures have an answer; without "
+              "--read-batch the same command asks about the others.")  # fmt: skip
+    print(f"Used: {usage.sentence(prices)}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, __doc__)

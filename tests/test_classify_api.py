@@ -1,0 +1,200 @@
+"""Protects: classify_api.py as a user runs it, against a server that misbehaves: nothing lost, nothing asked twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from api_server import KEY, Server
+from conftest import ROOT, run_script, script
+from PIL import Image
+
+from vlmclassifier.records import UserError
+from vlmclassifier.runs import read_run
+
+SCRIPT = "main_results/classify_api.py"
+COUNT = 30
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Thirty different pictures, three classes."""
+    rows = []
+    for number in range(COUNT):
+        Image.new("RGB", (40, 30), (8 * number, 250 - 8 * number, 90)).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "label": ["cat", "dog", "horse"][number % 3], "split": "test"})
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "classes.json").write_text('["cat", "dog", "horse"]')
+    return tmp_path
+
+
+def words(world, server, out, *more):
+    return [SCRIPT, "--model", "some-model", "--base-url", f"{server.url}/v1", "--key-variable", "TEST_KEY",
+            "--benchmark", world / "mine.jsonl", "--classes", world / "classes.json", "--out", out, "--retries", "1",
+            "--timeout", "5", "--concurrency", "8", *more]  # fmt: skip
+
+
+def ask(world, server, out, *more, check=True, key=KEY):
+    done = run_script(*words(world, server, out, *more), env={"TEST_KEY": key}, check=check)
+    assert not KEY or (KEY not in done.stdout and KEY not in done.stderr)
+    for file in out.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+    return done
+
+
+DEEDS = [429, 500, "reset", "malformed", (429, 1), "stubborn", "empty", "refusal", "slow", "ok"]
+
+
+def misbehaving() -> Server:
+    """Every picture makes the next trouble of the list, once; a stubborn one for longer than the retries last."""
+    turn: dict[str, int] = {}
+
+    def plan(picture: str, call: int):
+        deed = DEEDS[turn.setdefault(picture, len(turn)) % len(DEEDS)]
+        if deed == "stubborn":
+            return 500 if call <= 3 else "ok"
+        return deed if call == 1 or deed in ("empty", "refusal") else "ok"
+
+    return Server(plan)
+
+
+def test_nothing_is_lost_and_no_recorded_answer_is_asked_again(world, tmp_path):
+    out = tmp_path / "run"
+    with misbehaving() as server:
+        first = ask(world, server, out, check=False)
+        stubborn = COUNT // len(DEEDS)
+        assert len(server.calls) == COUNT
+        assert first.returncode == 1 and f"{stubborn} pictures got no answer, most often: 500" in first.stderr
+        assert "Traceback" not in first.stderr and "Estimate, some-model: 30 calls" in first.stdout
+        record, rows = read_run(out)
+        assert len(rows) == COUNT - stubborn and record["finished"] is None
+        second = ask(world, server, out)
+        assert (
+            f"Estimate, some-model: {stubborn} calls, {100 * stubborn} tokens in" in second.stdout
+        )  # as it was so far
+        record, rows = read_run(out)
+        assert len(rows) == COUNT and record["finished"]
+        assert max(server.answered.values()) == 1 and sum(server.answered.values()) == COUNT
+        calls = dict(server.calls)
+        third = ask(world, server, out)
+        assert dict(server.calls) == calls and "Estimate" not in third.stdout
+    finishes = [row.reply.finish for row in rows]
+    assert {"stop", "empty", "refusal"} <= set(finishes) and {row.output for row in rows} >= {"", "a photo of a cat"}
+    assert record["config"]["model_id"] == "some-model" and "openai" in record["sessions"][0]["versions"]
+    usage = json.loads((out / "usage.json").read_text())
+    assert usage == {"calls": COUNT, "input_tokens": 3000, "output_tokens": 210, "prices": None, "dollars": None}
+    scores = (out / "scores.csv").read_text()
+    assert "some-model (at 127.0.0.1" in scores and f",{COUNT}\n" in scores
+
+
+def test_the_rows_do_not_depend_on_interruption_or_concurrency(world, tmp_path):
+    """kill -9, Ctrl-C and one call at a time: the same bytes in the end, and no recorded answer asked again."""
+    with Server() as server:
+        ask(world, server, tmp_path / "whole", "--concurrency", "1", "--candidates", "2", "--chain-of-thought")
+        whole = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+        assert server.most == 1 and all(
+            text.startswith('What type of object is in this photo? Choose one from "')
+            and text.endswith("step by step.")
+            for text in server.questions.values()
+        )
+    for number, name in ((signal.SIGKILL, "killed"), (signal.SIGINT, "interrupted")):
+        out = tmp_path / name
+        with Server(lambda picture, call: time.sleep(0.15) or "ok") as server:
+            command = words(world, server, out, "--concurrency", "3", "--candidates", "2", "--chain-of-thought")
+            process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.PIPE,
+                                       env={**os.environ, "TEST_KEY": KEY}, text=True)  # fmt: skip
+            while sum(server.answered.values()) < 9:
+                time.sleep(0.02)
+            process.send_signal(number)
+            _, error = process.communicate(timeout=60)
+            assert process.returncode == (130 if number == signal.SIGINT else -9)
+            time.sleep(0.5)  # what the server was still sending
+            rows = sum(part.read_bytes().count(b"\n") for part in [*out.glob("part-*"), *out.glob("predictions*")])
+            answered = dict(server.answered)
+            if number == signal.SIGINT:  # what was under way is paid for: it is recorded
+                assert rows == sum(answered.values()) < COUNT and "waiting for the calls under way" in error
+            assert rows >= sum(answered.values()) - 3
+            ask(world, server, out, "--candidates", "2", "--chain-of-thought")
+            again = sum(server.answered.values()) - COUNT
+            assert again == sum(answered.values()) - rows
+        assert (out / "predictions.jsonl").read_bytes() == whole
+
+
+def test_a_server_that_is_down_ends_the_run_early(world, tmp_path):
+    with Server(lambda picture, call: 500) as server:
+        done = ask(world, server, tmp_path / "run", "--retries", "0", "--concurrency", "2", check=False)
+        assert done.returncode == 1 and "in a row failed, so no more were asked" in done.stderr
+        assert 20 <= sum(server.calls.values()) < COUNT
+
+
+@pytest.mark.parametrize("deed", ["wrong key", "used up"])
+def test_a_wrong_key_is_one_sentence_and_keeps_what_was_recorded(world, tmp_path, deed):
+    with Server(lambda picture, call: "ok" if sum(server.calls.values()) <= 10 else deed) as server:
+        done = ask(world, server, tmp_path / "run", "--concurrency", "2", "--retries", "0", check=False)
+        assert done.returncode == 1 and done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+        assert len(read_run(tmp_path / "run")[1]) == sum(server.answered.values()) >= 9
+        server.plan = lambda picture, call: "ok"
+        ask(world, server, tmp_path / "run")
+    assert max(server.answered.values()) == 1 and len(read_run(tmp_path / "run")[1]) == COUNT
+
+
+def test_batch_files_stand_in_for_calls(world, tmp_path):
+    own = ["--benchmark", world / "mine.jsonl", "--classes", world / "classes.json", "--out", tmp_path / "run"]
+    batch = [SCRIPT, "--model", "openai/some-model", *own, "--prices", "2", "8"]
+    done = run_script(*batch, "--estimate-only")
+    assert "30 calls" in done.stdout and "US dollars at 2 and 8" in done.stdout
+    run_script(*batch, "--write-batch", tmp_path / "batches")
+    (file,) = (tmp_path / "batches").glob("*.jsonl")
+    requests = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(requests) == COUNT
+    body = {"model": "some-model-2", "usage": {"prompt_tokens": 5, "completion_tokens": 1},
+            "choices": [{"finish_reason": "stop", "message": {"content": "a cat"}}]}  # fmt: skip
+    lines = [
+        {"custom_id": request["custom_id"], "response": {"status_code": 200, "body": body}} for request in requests
+    ]
+    lines[3] = {"custom_id": requests[3]["custom_id"], "response": None, "error": {"code": "batch_expired"}}
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(line) + "\n" for line in reversed(lines)))
+    done = run_script(*batch, "--read-batch", results)
+    assert "1 requests of the batch failed" in done.stdout and "29 of 30 pictures have an answer" in done.stdout
+    results.write_text(
+        "".join(json.dumps(line | {"response": lines[0]["response"], "error": None}) + "\n" for line in lines)
+    )
+    done = run_script(*batch, "--read-batch", results)
+    assert "accuracy 33.3%" in done.stdout and "Used: 30 calls, 150 tokens in, 30 tokens out: 0.00" in done.stdout
+    record, rows = read_run(tmp_path / "run")
+    assert record["finished"] and {row.reply.model for row in rows} == {"some-model-2"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"model": "gpt-5"}, "Unknown model 'gpt-5': choose one of gpt-4-turbo"),
+        ({"model": "llava-1.5-7b"}, "llava-1.5-7b is a vlm model: use main_results/classify_vlm.py"),
+        ({"base_url": "localhost:8000"}, "is no address: write it as http"),
+        ({"base_url": "http://me:secret@host/v1"}, "put the key into an environment variable"),
+        ({"model": "google/x", "write_batch": "batches"}, "Batch files are OpenAI's"),
+        ({"model": "openai/x"}, "The environment variable OPENAI_API_KEY is not set"),
+        ({"concurrency": 0}, "--concurrency 0 is below 1"),
+        ({"candidates": ("9",)}, "--candidates 9 is outside 2 to 3"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_written(world, tmp_path, monkeypatch, changed, sentence):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    module = script(SCRIPT)
+    settings = {"model": "x", "base_url": None if "model" in changed else "http://127.0.0.1:9/v1",
+                "benchmark": str(world / "mine.jsonl"), "classes": world / "classes.json",
+                "out": tmp_path / "run"}  # fmt: skip
+    with pytest.raises(UserError, match=sentence):
+        module.main(module.Args(**settings | changed))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_model_in_the_same_folder_is_refused(world, tmp_path):
+    with Server() as server:
+        ask(world, server, tmp_path / "run", "--limit", "4")
+        done = ask(world, server, tmp_path / "run", "--limit", "4", "--model-id", "other", check=False)
+    assert done.returncode == 1 and 'model_id: "some-model" there, "other" now' in done.stderr
