@@ -2,8 +2,8 @@
 # Table 9, Figures 2 and 4: candidate lists of 2, 5, 20 and 100 names; then the tables. Finished runs are skipped.
 #   bash inference_analysis/label_set_size.sh
 #   MODELS="llava-1.5-7b clip-vit-l-336" BENCHMARKS="flowers" LIMIT=1000 bash inference_analysis/label_set_size.sh
-# Settings: MODELS, BENCHMARKS, SIZES (2 5 20 100; all is a size too), LIMIT (pictures), SPLIT, BATCH_SIZE, OUTPUTS,
-# PYTHON.
+# Settings: MODELS (of the APIs too), BENCHMARKS, SIZES (2 5 20 100; all is a size too), LIMIT (pictures), SPLIT,
+# BATCH_SIZE, API_ARGS, OUTPUTS, PYTHON.
 set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ VLMS=(llava-1.5-7b blip2-2.7b)
 CLIPS=(clip-vit-l-336)
 [ -z "${MODELS:-}" ] || VLMS=("${PAPERS[@]}" "${TODAYS[@]}")  # the others run where MODELS names them
 [ -z "${MODELS:-}" ] || CLIPS+=(eva-clip-g)
-known "${VLMS[@]}" "${CLIPS[@]}"
+known "${VLMS[@]}" "${CLIPS[@]}" "${APIS[@]}"
 read -ra SIZES <<< "${SIZES:-2 5 20 100}"
 
 for benchmark in "${BENCHMARKS[@]}"; do
@@ -24,6 +24,11 @@ for benchmark in "${BENCHMARKS[@]}"; do
             ! wanted "$model" || run "$model/$benchmark/sizes" "main_results/classify_$kind.py" --model "$model" \
                 --benchmark "$benchmark" --candidates "${SIZES[@]}" "${COMMON[@]}"
         done
+    done
+    [ -n "${MODELS:-}" ] || continue
+    for model in "${APIS[@]}"; do
+        ! wanted "$model" || run "$model/$benchmark/sizes" main_results/classify_api.py --model "$model" \
+            --benchmark "$benchmark" --candidates "${SIZES[@]}" "${API_COMMON[@]}"
     done
 done
 finish inference_analysis/table.py

@@ -2,7 +2,8 @@
 # Table 1: every model on every benchmark in the open and the closed world, then the table. Finished runs are skipped.
 #   bash main_results/table1.sh
 #   MODELS="llava-1.5-7b clip-vit-l-336" BENCHMARKS="flowers cars" LIMIT=1000 bash main_results/table1.sh
-# Settings: MODELS, BENCHMARKS, WORLDS (of VLMs: open closed), LIMIT (pictures), SPLIT, BATCH_SIZE, OUTPUTS, PYTHON.
+# Settings: MODELS, BENCHMARKS, WORLDS (of VLMs: open closed), LIMIT (pictures), SPLIT, BATCH_SIZE, OUTPUTS, PYTHON;
+# for APIs, which run where MODELS names them, API_ARGS ("--model-id ID --prices IN OUT").
 set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
@@ -12,12 +13,14 @@ VLMS=("${PAPERS[@]}")
 [ -z "${MODELS:-}" ] || VLMS+=("${TODAYS[@]}")  # run where MODELS names them, each by its key
 CLIPS=(clip-vit-l-336 eva-clip-g)
 SUPERVISED=vit-b-16  # ImageNet only, where MODELS names it
-known "${VLMS[@]}" "${CLIPS[@]}" "$SUPERVISED"
+known "${VLMS[@]}" "${CLIPS[@]}" "$SUPERVISED" "${APIS[@]}"
 WORLDS=${WORLDS:-open closed}
 
-classify() { # vlm or clip, model, benchmark, candidates
+classify() { # vlm, clip or api, model, benchmark, candidates
+    local common=("${COMMON[@]}")
+    [ "$1" != api ] || common=("${API_COMMON[@]}")
     ! wanted "$2" || run "$2/$3/$4" "main_results/classify_$1.py" --model "$2" --benchmark "$3" --candidates "$4" \
-        "${COMMON[@]}"
+        "${common[@]}"
 }
 
 for benchmark in "${BENCHMARKS[@]}"; do
@@ -29,6 +32,11 @@ for benchmark in "${BENCHMARKS[@]}"; do
         [[ $WORLDS != *open* ]] || classify vlm "$model" "$benchmark" none
         # The 998 names of ImageNet exceed the context of every model here: N/A in the paper too.
         [[ $WORLDS != *closed* || $benchmark = imagenet ]] || classify vlm "$model" "$benchmark" all
+    done
+    [ -n "${MODELS:-}" ] || continue
+    for model in "${APIS[@]}"; do
+        [[ $WORLDS != *open* ]] || classify api "$model" "$benchmark" none
+        [[ $WORLDS != *closed* ]] || classify api "$model" "$benchmark" all
     done
 done
 finish main_results/table.py

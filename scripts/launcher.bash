@@ -7,6 +7,10 @@ COMMON=(${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} ${BATCH_SIZE:+--ba
 PAPERS=(llava-1.5-7b llava-1.5-13b llava-next-vicuna-7b llava-next-mistral-7b blip2-2.7b instructblip-7b instructblip-13b)
 TODAYS=(qwen2.5-vl-7b qwen3-vl-8b internvl3-8b llava-onevision-7b smolvlm2-2.2b paligemma2-3b gemma3-4b idefics3-8b
     pixtral-12b)
+APIS=(gpt-4-turbo gemini-pro-vision claude-3-opus)  # the paper's: they cost money and run where MODELS names them
+# Their ids are retired: API_ARGS="--model-id ID" names another, --base-url another server, --prices what it costs.
+read -ra API_ARGS <<< "${API_ARGS:-}"
+API_COMMON=(${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} "${API_ARGS[@]}")
 failed=()
 
 known() { # the launcher's models: those that MODELS names must be among them

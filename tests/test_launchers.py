@@ -5,6 +5,7 @@ import shutil
 import nbformat
 import pandas as pd
 import pytest
+from api_server import Server
 from conftest import REALDATA, ROOT, run_script
 from nbclient import NotebookClient
 
@@ -60,6 +61,26 @@ def test_the_inference_launchers_fill_the_sections_tables(outputs):
     assert wrong.returncode == 1 and "error: MODELS: clip-vit-l-336 is none of" in wrong.stderr
     script = (ROOT / "inference_analysis" / "prompts.sh").read_text()
     assert "--wording base alternative_1 alternative_2" in script and "--order random fixed" in script
+
+
+def test_the_launchers_ask_apis_where_models_names_them(outputs, tmp_path):
+    """Another server and id by API_ARGS: Tables 1, 9 and 12 show the runs under a marked name."""
+    settings = {"MODELS": "gpt-4-turbo", "LIMIT": "3", "WORLDS": "closed", "SIZES": "2", "OUTPUTS": str(tmp_path)}
+    with Server() as server:
+        settings["API_ARGS"] = f"--base-url {server.url}/v1 --model-id some-model"
+        for launcher in (
+            "main_results/table1.sh",
+            "inference_analysis/label_set_size.sh",
+            "inference_analysis/prompts.sh",
+        ):
+            done = launch(outputs, launcher, **settings)
+    assert len(server.calls) == 3  # the same three pictures in every way
+    assert len(list(tmp_path.glob("main_results/gpt-4-turbo-caltech-*/scores.csv"))) == 8
+    table = pd.read_csv(tmp_path / "inference_analysis" / "table12.csv")
+    ours = table[table["value"].notna() & (table["metric"] == "accuracy")]
+    assert set(ours["setting"]) >= {"base_prompt", "label_fixed_order", "label_random_order", "label_random_order_cot"}
+    assert all(model.startswith("GPT4 (split all, some-model, at 127.0.0.1") for model in ours["model"])
+    assert "GPT4" in done.stdout and ours["paper"].isna().all()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*/plot.ipynb")), ids=lambda path: path.parent.name)
