@@ -27,7 +27,10 @@ from vlmclassifier.tables import (
 
 PAPER = Path(__file__).parent / "paper.csv"
 WORLDS = ("open_world", "closed_world")  # other settings belong to other tables
-METRICS = ("contains", "exact", "empty", "accuracy_by_class")
+METRICS = (
+    "contains", "exact", "contains_words", "unique", "contains_synonym", "make_model", "real", "mean_per_class",
+    "accuracy_by_class", "no_class", "no_candidate", "several_candidates", "echo", "empty", "refusal",
+)  # fmt: skip
 
 
 @dataclass

@@ -47,7 +47,8 @@ def test_scores_of_free_text():
         r[0]: r[1:]
         for r in score_predictions([said("cat", "cat"), said("a cat", "cat"), said("", "dog")], ["cat", "dog"], "vlm")
     }
-    assert set(rows) == {"accuracy", "contains", "exact", "empty"}
+    of_text = {"mean_per_class", "contains_words", "unique", "no_class"}
+    assert set(rows) == {"accuracy", "contains", "exact", "empty"} | of_text
     assert rows["accuracy"] == rows["contains"]
     assert [rows[m][0] for m in ("contains", "exact", "empty")] == pytest.approx([200 / 3, 100 / 3, 100 / 3])
     assert rows["contains"][3] == 3 and rows["contains"][1] < 200 / 3 < rows["contains"][2]

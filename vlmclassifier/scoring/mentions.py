@@ -1,0 +1,69 @@
+"""Which class names an answer mentions: whole words, whatever the accents, case and punctuation, in the plural too.
+
+All names are looked for in one pass over an answer (an Aho-Corasick automaton), not one after the other.
+"""
+
+import re
+import unicodedata
+from collections.abc import Collection, Sequence
+
+NOT_WORDS = re.compile(r"[\W_]+")
+
+
+def plain_words(text: str) -> str:
+    """Lower case, without accents, compatibility forms unified, anything but letters and digits a single space."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKD", text)
+        text = "".join(letter for letter in text if not unicodedata.combining(letter))
+    return NOT_WORDS.sub(" ", text.casefold()).strip()
+
+
+def plural(words: str) -> str:
+    """The simple plural of a name's last word: cats, boxes, berries."""
+    if re.search(r"[^aeiou]y$", words):
+        return words[:-1] + "ies"
+    return words + ("es" if re.search(r"(s|x|z|ch|sh)$", words) else "s")
+
+
+class Mentions:
+    """Finds the class names of a list in answers."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        from ahocorasick_rs import AhoCorasick
+
+        forms: dict[str, set[str]] = {}
+        for name in dict.fromkeys(names):
+            forms.setdefault(plain_words(name), set()).add(name)
+        own = set(forms)
+        for words in own:
+            if words and plural(words) not in own:  # a class of that name goes first
+                forms.setdefault(plural(words), set()).update(forms[words])
+        forms.pop("", None)  # a name of punctuation only is never mentioned
+        self._names = [frozenset(names) for names in forms.values()]
+        self._automaton = AhoCorasick([f" {words} " for words in forms])  # a space at both ends: whole words
+
+    def find(self, text: str) -> list[tuple[int, int, frozenset[str]]]:
+        """(start, end, names) of every mention in the answer's plain words; several names may share a spelling."""
+        found = self._automaton.find_matches_as_indexes(f" {plain_words(text)} ", overlapping=True)
+        return [(start, end, self._names[which]) for which, start, end in found]
+
+
+def all_named(found: Sequence[tuple[int, int, frozenset[str]]]) -> set[str]:
+    """Every name that is mentioned, also within a longer one."""
+    return {name for _, _, names in found for name in names}
+
+
+def maximal(
+    found: Sequence[tuple[int, int, frozenset[str]]], among: Collection[str] | None = None
+) -> list[frozenset[str]]:
+    """The mentions, in the order of the answer, that lie in no longer one: of "great white shark" not "shark".
+
+    `among`: only these names count, such as the candidates of a list.
+    """
+    kept = [(start, -end, names) for start, end, names in found if among is None or not names.isdisjoint(among)]
+    result, reach = [], 0
+    for _, end, names in sorted(kept, key=lambda mention: mention[:2]):  # of two that begin together the longer first
+        if -end > reach:
+            result.append(names if among is None else names & frozenset(among))
+            reach = -end
+    return result
