@@ -100,6 +100,7 @@ def main(args: Args) -> None:
         "wording": args.wording, "opening": spec.opening if args.opening is None else args.opening,
         "paper_tokenisation": args.paper_tokenisation, "top_k": args.top_k, "score": args.score,
         "guidance": args.guidance, "classes": list(task.names),
+        **task.marks,
     }  # fmt: skip
     setting = run_name(args, task)
     out = args.out or OUTPUTS / "inference_analysis" / f"{spec.key}-{task.benchmark.key}-{setting}"

@@ -17,6 +17,7 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -27,7 +28,7 @@ from vlmclassifier.images import image_sizes, open_image
 from vlmclassifier.models import ModelSpec, find_api
 from vlmclassifier.prompts import THOUGHT, Way, build_question, parse_candidates, ways
 from vlmclassifier.records import Example, Prediction, Question, Reply, UserError
-from vlmclassifier.runs import Run, open_run, read_run
+from vlmclassifier.runs import Run, open_run, recorded
 from vlmclassifier.tables import run_folder, write_scores
 
 if TYPE_CHECKING:
@@ -111,9 +112,11 @@ def main(args: Args) -> None:
     several = map(cli.several, (args.candidates, args.order, args.wording))
     asked = ways(*several, task.names, args.chain_of_thought, args.seed)
     questions = [Questions(args, spec, task, setting, way, len(asked) > 1) for setting, way in asked.items()]
-    if not args.read_batch and (pending := [way for way in questions if not way.run.complete]):
+    if args.estimate_only:
+        return estimate(questions)
+    if (pending := [way for way in questions if not way.run.complete]) and not args.read_batch:
         estimate(pending)
-    for way in questions if not args.estimate_only else ():
+    for way in questions:
         if args.write_batch:
             way.write(api, args.write_batch)
             continue
@@ -143,21 +146,26 @@ class Questions:
 
     def __init__(self, args: Args, spec: ModelSpec, task: Evaluation, setting: str, way: Way, several: bool) -> None:
         self.args, self.spec, self.task, self.setting, self.way = args, spec, task, setting, way
-        self.run = self.open(several)
+        self.folder = run_folder(args.out, "main_results", f"{spec.key}-{task.benchmark.key}", setting, several)
         self.examples = {example.id: example for example in task.examples}
 
-    def open(self, several: bool) -> Run:
-        """Open or continue the run."""
+    @cached_property
+    def run(self) -> Run:
+        """The run, opened or continued: an estimate alone does not make its folder."""
+        return open_run(self.folder, self.config, list(self.examples))
+
+    @property
+    def config(self) -> dict:
+        """The run's configuration."""
         args, spec, task = self.args, self.spec, self.task
-        config = {
+        return {
             "script": "classify_api", "kind": "api", "model": spec.key, "miniature": False, "provider": spec.provider,
             "model_id": spec.source, "base_url": args.base_url, "benchmark": task.benchmark.key,
             "manifest": task.manifest_hash, "split": task.split, "limit": args.limit, **asdict(self.way),
             "seed": args.seed, "chain_of_thought": args.chain_of_thought, "max_new_tokens": args.max_new_tokens,
             "temperature": args.temperature, "max_side": args.max_side, "classes": list(task.names),
+            **task.marks,
         }  # fmt: skip
-        out = run_folder(args.out, "main_results", f"{spec.key}-{task.benchmark.key}", self.setting, several)
-        return open_run(out, config, [example.id for example in task.examples])
 
     @property
     def pending(self) -> list[Example]:
@@ -242,8 +250,10 @@ def estimate(ways: Sequence[Questions]) -> None:
     args, spec, task = ways[0].args, ways[0].spec, ways[0].task
     sizes, parts = image_sizes([example.image for example in task.examples[:SAMPLE]]), []
     for way in ways:
-        questions, before = [way.ask(example)[1] for example in way.pending], used(read_run(way.run.folder)[1])
-        parts.append(expected(str(spec.provider), questions, sizes, args.max_side, before))
+        rows = recorded(way.folder, way.config)
+        done = {row.example_id for row in rows}
+        questions = [way.ask(example)[1] for example in task.examples if example.id not in done]
+        parts.append(expected(str(spec.provider), questions, sizes, args.max_side, used(rows)))
     whole = Usage(*(sum(getattr(part, name) for part in parts) for name in ("calls", "input_tokens", "output_tokens")))
     print(f"Estimate, {spec.source}: {whole.sentence(args.prices or spec.prices)}", flush=True)
 

@@ -82,6 +82,7 @@ def main(args: Args) -> None:
         "checkpoint": fingerprint(weights), "dtype": resolve_dtype(args.dtype, resolve_device(args.device)),
         "benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": args.limit,
         "candidates": "all", "caption": CAPTION, "seed": args.seed, "classes": list(task.names),
+        **task.marks,
     }  # fmt: skip
     order, runs = [example.id for example in task.examples], {}
     for candidates in asked:

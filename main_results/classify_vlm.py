@@ -97,6 +97,7 @@ def main(args: Args) -> None:
         "benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": args.limit,
         "candidates": "", "order": "", "wording": "", "seed": args.seed, "chain_of_thought": args.chain_of_thought,
         "max_new_tokens": args.max_new_tokens or new_tokens(args.chain_of_thought), "classes": list(task.names),
+        **task.marks,
     }  # fmt: skip
     several = map(cli.several, (args.candidates, args.order, args.wording))
     asked = ways(*several, task.names, args.chain_of_thought, args.seed)

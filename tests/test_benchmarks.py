@@ -76,6 +76,7 @@ BROKEN_ROWS = {
     "leaves the data root: write": '{"image": "/etc/x.png", "label": "cat", "split": "test"}',
     "earlier row": '{"image": "0.png", "label": "cat", "split": "test"}',
     "label_idx is 1": '{"image": "x.png", "label": "cat", "split": "test", "label_idx": 1}',
+    "note that is not text": '{"image": "x.png", "label": "cat", "split": "test", "note": 1}',
 }
 
 

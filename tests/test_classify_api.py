@@ -146,6 +146,7 @@ def test_batch_files_stand_in_for_calls(world, tmp_path):
     batch = [SCRIPT, "--model", "openai/some-model", *own, "--prices", "2", "8"]
     done = run_script(*batch, "--estimate-only")
     assert "30 calls" in done.stdout and "US dollars at 2 and 8" in done.stdout
+    assert not (tmp_path / "run").exists()  # an estimate makes nothing
     run_script(*batch, "--write-batch", tmp_path / "batches")
     (file,) = (tmp_path / "batches").glob("*.jsonl")
     requests = [json.loads(line) for line in file.read_text().splitlines()]
@@ -160,6 +161,9 @@ def test_batch_files_stand_in_for_calls(world, tmp_path):
     results.write_text("".join(json.dumps(line) + "\n" for line in reversed(lines)))
     done = run_script(*batch, "--read-batch", results)
     assert "1 requests of the batch failed" in done.stdout and "29 of 30 pictures have an answer" in done.stdout
+    before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    assert "some-model: 1 calls, 5 tokens in, 1 tokens out" in run_script(*batch, "--estimate-only").stdout
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     results.write_text(
         "".join(json.dumps(line | {"response": lines[0]["response"], "error": None}) + "\n" for line in lines)
     )

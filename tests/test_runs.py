@@ -17,7 +17,7 @@ from stub_run import CONFIG, answer, order, work
 from vlmclassifier import runs
 from vlmclassifier.provenance import fingerprint
 from vlmclassifier.records import UserError, to_line
-from vlmclassifier.runs import open_run, read_run
+from vlmclassifier.runs import open_run, read_run, recorded
 
 STUB = Path(__file__).parent / "stub_run.py"
 
@@ -47,6 +47,19 @@ def test_a_whole_run(tmp_path):
     record, rows = read_run(tmp_path)
     assert record["config"] == CONFIG and record["rows"] == len(rows) == 10
     assert record["started"] <= record["finished"] and record["sessions"][0]["versions"]["torch"]
+
+
+def test_looking_at_what_is_recorded_changes_nothing(tmp_path):
+    assert recorded(tmp_path / "none", CONFIG) == [] and not (tmp_path / "none").exists()
+    run = open_run(tmp_path, CONFIG, order(10))
+    run.append([answer(i) for i in order(10)[:3]])  # in a part file that this process still holds
+    files = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    assert recorded(tmp_path, CONFIG) == [answer(i) for i in order(10)[:3]]
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
+    with pytest.raises(UserError, match="another configuration"):
+        recorded(tmp_path, CONFIG | {"model": "other"})
+    run.finish()
+    assert len(recorded(tmp_path, CONFIG)) == 3
 
 
 def test_killed_twenty_times_and_resumed_gives_the_same_bytes(tmp_path):

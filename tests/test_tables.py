@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from api_server import Server
 from conftest import script
+from PIL import Image
 
+from vlmclassifier.benchmarks import load_evaluation
 from vlmclassifier.records import Prediction, UserError
 from vlmclassifier.runs import open_run
 from vlmclassifier.tables import collect_scores, compare, markdown, not_applicable, wide_table, write_scores
@@ -68,6 +71,22 @@ def test_another_split_is_marked_and_never_compared(tmp_path):
     make_run(tmp_path / "b", 60, 1000, split="valid", miniature=True, benchmark="imagenet")  # ImageNet's test split
     assert cell(tmp_path, "LLaVA1.5-7B (miniature)", "open_world", "imagenet") == "6.0 [4.7, 7.6] n=1000"
     assert cell(tmp_path, "LLaVA1.5-7B", "open_world", "flowers") == "missing (5.9)"
+
+
+def test_a_split_that_is_not_the_papers_is_marked_and_never_compared(tmp_path):
+    """From the manifest's note through a run of the user's script to the table."""
+    Image.new("RGB", (30, 20)).save(tmp_path / "0.png")
+    row = {"image": "0.png", "label": "ant", "split": "test", "note": "not the paper's split"}
+    other = {"image": "1.png", "label": "bass", "split": "train", "note": "another"}  # of a split that is not asked for
+    (tmp_path / "caltech.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(other) + "\n")
+    assert load_evaluation("caltech", root=tmp_path).marks == {"note": "not the paper's split"}
+    module = script("main_results/classify_api.py")
+    with Server(lambda picture, call: "ok") as server:
+        module.main(module.Args(model="gpt-4-turbo", base_url=f"{server.url}/v1", benchmark="caltech",
+                                data_root=tmp_path, out=tmp_path / "runs" / "a"))  # fmt: skip
+    name = f"GPT4 (not the paper's split, at {server.url[7:]})"
+    assert cell(tmp_path / "runs", name, "open_world", "caltech").endswith("n=1")
+    assert cell(tmp_path / "runs", "GPT4", "open_world", "caltech") == "missing (61.0)"
 
 
 def test_every_number_of_the_paper_appears(tmp_path):

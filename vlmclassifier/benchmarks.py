@@ -165,8 +165,9 @@ def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split:
             raise UserError(f"{where}: the image {image} stands in an earlier row too: keep one of them.")
         splits[image] = row_split
         if split in ("all", row_split):
+            place, note = f"{file} row {number}", values.get("note", "")
             examples[image] = Example(
-                image, benchmark.key, str(root / image), values["label"], index, row_split, f"{file} row {number}"
+                image, benchmark.key, str(root / image), values["label"], index, row_split, place, note
             )
     if not examples:
         have = ", ".join(sorted(set(splits.values()))) or "none"
@@ -184,6 +185,8 @@ def _parse_row(line: str, where: str) -> dict:
     for key in ("image", "label", "split"):
         if not isinstance(values.get(key), str) or not values[key]:
             raise UserError(f"{where} has no text under {key!r}: every row needs image, label and split.")
+    if not isinstance(values.get("note", ""), str):
+        raise UserError(f"{where} has a note that is not text: mend or remove it.")
     image = values["image"]
     if image.startswith("/") or (".." in image and ".." in PurePosixPath(image).parts):
         raise UserError(f"{where}: the image path {image} leaves the data root: write it relative to that folder.")
@@ -233,6 +236,7 @@ class Evaluation:
     split: str
     manifest_hash: str
     examples: list[Example]
+    marks: dict[str, str]  # what a run's configuration says of the split beyond its hash: the manifest's notes, if any
 
 
 def load_evaluation(
@@ -246,7 +250,10 @@ def load_evaluation(
     names = class_names(benchmark)
     folder = data_root(benchmark, root)
     chosen = split or benchmark.test_split
-    examples = evaluation_order(load_examples(benchmark, names, folder, chosen), limit)
+    rows = load_examples(benchmark, names, folder, chosen)
+    notes = sorted({row.note for row in rows} - {""})  # of all rows: a larger limit must not change them
+    examples = evaluation_order(rows, limit)
     check_files(examples)
     manifest_hash = hashlib.sha256(find_manifest(benchmark, folder).read_bytes()).hexdigest()
-    return Evaluation(benchmark, names, folder, chosen, manifest_hash, examples)
+    marks = {"note": ", ".join(notes)} if notes else {}
+    return Evaluation(benchmark, names, folder, chosen, manifest_hash, examples, marks)

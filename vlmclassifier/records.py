@@ -24,6 +24,7 @@ class Example:
     class_index: int  # tells equal names apart: ImageNet names two classes "missile"
     split: str
     row: str = ""  # "flowers.jsonl row 17", for error messages
+    note: str = ""  # what the manifest says of the row, such as "not the paper's split"; tables show it
 
 
 @dataclass(frozen=True)

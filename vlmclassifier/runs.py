@@ -321,6 +321,19 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[Prediction]]:
     return read_record(folder), _rows_from(rows, 0)[0] if rows.exists() else []
 
 
+def recorded(folder: Path, config: dict[str, Any]) -> list[Prediction]:
+    """The rows that a run of this configuration has so far, merged or not; nothing is made, locked or changed.
+
+    Raises UserError as `open_run` does.
+    """
+    if not (folder / "run.json").exists():
+        return []
+    _refuse_difference(folder, read_record(folder)["config"], config)
+    files = [folder / "predictions.jsonl", *sorted(folder.glob("part-*.jsonl"))]
+    rows = {row.example_id: row for file in files if file.exists() for row in _rows_from(file, 0)[0]}
+    return list(rows.values())
+
+
 def _refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     keys = [key for key in {**old, **new} if key not in EXTENDABLE and old.get(key) != new.get(key)]
     if keys:

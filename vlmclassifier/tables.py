@@ -25,7 +25,7 @@ LEGEND = (
     "Cells: ours in percent [95% Wilson interval] n=pictures (paper's number, difference in points, whether the "
     "paper's number lies inside our interval). missing: not run yet. N/A: the question does not fit the model's "
     "context, or neither we nor the paper have a number. Marked rows (miniature: random or mini weights; split: not "
-    "the test split; another id or server of an API) are never compared with the paper."
+    "the test split; another id or server of an API; a note of the manifest) are never compared with the paper."
 )
 
 
@@ -54,6 +54,7 @@ def model_of(config: dict) -> str:
     benchmark = BENCHMARKS.get(config["benchmark"])
     test_split = benchmark.test_split if benchmark else "test"
     marks = ["miniature"] * config["miniature"] + [f"split {config['split']}"] * (config["split"] != test_split)
+    marks += [config["note"]] if "note" in config else []  # of the manifest
     if config["kind"] == "api":  # the paper's names stand for its ids at their own servers
         marks += [config["model_id"]] * bool(spec and config["model_id"] != spec.source)
         marks += [f"at {urlsplit(config['base_url']).netloc}"] * bool(config["base_url"])
