@@ -21,6 +21,7 @@ FLOORS = [
         "values",
         "tables",
         "findings",
+        "importing",
         "cli",
         "plane_figures",
     },

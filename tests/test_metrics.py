@@ -1,12 +1,15 @@
 """Protects: what each metric counts, with the answers on which they must disagree."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from vlmclassifier.benchmarks import BENCHMARKS, class_names
-from vlmclassifier.records import Prediction, Reply
-from vlmclassifier.scoring import Mentions, Scorer, mean_per_class, plain_words
+from vlmclassifier.records import Prediction, Reply, UserError
+from vlmclassifier.scoring import Mentions, Scorer, differences, mean_per_class, plain_words, pooled
 from vlmclassifier.scoring.mentions import maximal, plural
-from vlmclassifier.scoring.metrics import disagreements
+from vlmclassifier.scoring.semantic import Encoder
 from vlmclassifier.scoring.special import lemmas, real_labels, validation_file
 
 NAMES = (
@@ -96,10 +99,22 @@ def test_imagenet_has_synonyms_and_real_labels():
     assert "real" not in Scorer(names, "vlm").hits([said("tench", "tench", names=names)])
 
 
-def test_cars_count_without_their_year():
-    names = class_names(BENCHMARKS["cars"])
-    label = "2012 Audi A5 Coupe"
-    assert hit("contains", "an Audi A5 coupe", label, names=names) is False
+@pytest.mark.parametrize(
+    ("output", "contained", "make_model"),
+    [
+        ("a 2012 Audi A5 Coupe", True, True),
+        ("an Audi A5 coupe", False, True),  # the paper's metric wants the year, in front
+        ("Audi A5 Coupe 2012", False, True),
+        ("an Audi A5 coupé", False, True),
+        ("an Audi A5", False, False),
+        ("an Audi A55 Coupe", False, False),  # whole words
+    ],
+)
+def test_cars_count_without_their_year(output, contained, make_model):
+    names, label = class_names(BENCHMARKS["cars"]), "2012 Audi A5 Coupe"
+    assert hit("contains", output, label, names=names) is contained
+    assert hit("make_model", output, label, names=names) is make_model
+    assert hit("make_model", output, "a", names=("a", "b")) is None  # other class lists have no years
 
 
 def test_refusals_are_those_of_apis():
@@ -113,7 +128,57 @@ def test_the_mean_over_classes_and_its_interval():
     assert mean_per_class({0: (1, 1)})[1] < 1.0  # one picture says little
 
 
-def test_disagreements_name_the_answers():
-    rows = [said("a bumblebee", "bee"), said("berries", "berry"), said("a bee", "bee")]
-    alone, papers = disagreements(rows, Scorer(NAMES, "vlm").hits(rows))["contains_words"]
-    assert alone == [rows[1]] and papers == [rows[0]]
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A real sentence-transformers folder whose words lie where we put them: a hound by a dog, a kitten by a cat."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = {"[UNK]": (0.1, 0.1, 0.1), "dog": (1, 0, 0), "hound": (0.9, 0.2, 0), "cat": (0, 1, 0),
+             "kitten": (0.1, 0.8, 0), "fish": (0, 0, 1)}  # fmt: skip
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    folder = tmp_path_factory.mktemp("encoder")
+    module = StaticEmbedding(tokenizer, embedding_weights=np.array(list(words.values()), dtype=np.float32))
+    SentenceTransformer(modules=[module], device="cpu").save(str(folder))
+    return Encoder(folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("output", "label", "choices", "contained", "semantic"),
+    [
+        ("a hound", "dog", None, False, True),  # no class is named, one is meant
+        ("a kitten", "cat", None, False, True),
+        ("a hound", "cat", None, False, False),
+        ("dog, cat, cat, cat, cat", "dog", None, True, False),  # named, but not what the answer is about
+        ("a kitten", "fish", ("dog", "fish"), False, False),
+        ("a kitten", "dog", ("dog", "fish"), False, True),  # of the candidates the nearest
+        ("", "dog", None, False, False),  # nothing said is near nothing
+    ],
+)
+def test_the_nearest_class_in_meaning(encoder, output, label, choices, contained, semantic):
+    names = ("dog", "cat", "fish")
+    hits = Scorer(names, "vlm", encoder).hits([said(output, label, choices, names)])
+    assert (hits["contains"], hits["semantic"]) == ([contained], [semantic])
+    assert "semantic" not in Scorer(names, "clip", encoder).hits([said("dog", "dog", names=names)])
+
+
+def test_a_folder_that_is_no_encoder_is_named(tmp_path, encoder):
+    with pytest.raises(UserError, match="has no modules.json"):
+        Encoder(tmp_path)
+    (tmp_path / "modules.json").write_text("[]x")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        Encoder(tmp_path)
+
+
+def test_differences_count_and_name_the_answers():
+    rows = [said("a bumblebee", "bee"), said("a  bumblebee!", "bee"), said("a bumblebee", "bee"),
+            said("berries", "berry"), said("a bee", "bee")]  # fmt: skip
+    one = next(d for d in differences(rows, Scorer(NAMES, "vlm").hits(rows)) if d.metric == "contains_words")
+    assert (one.n, one.paper_only, one.metric_only) == (5, 3, 1)
+    assert one.paper_example == '"a bumblebee" for bee' and one.metric_example == '"berries" for berry'
+    other = replace(one, paper_only=9, paper_example="other", metric_only=0, metric_example="")
+    assert pooled([one, other]) == replace(one, n=10, paper_only=12, paper_example="other")

@@ -9,7 +9,7 @@ from api_server import Server
 from conftest import script
 from PIL import Image
 
-from vlmclassifier.benchmarks import load_evaluation
+from vlmclassifier.benchmarks import BENCHMARKS, class_names, load_evaluation
 from vlmclassifier.records import Prediction, UserError
 from vlmclassifier.runs import open_run
 from vlmclassifier.tables import collect_scores, compare, markdown, not_applicable, wide_table, write_scores
@@ -89,6 +89,36 @@ def test_a_split_that_is_not_the_papers_is_marked_and_never_compared(tmp_path):
     assert cell(tmp_path / "runs", "GPT4", "open_world", "caltech") == "missing (61.0)"
 
 
+def test_imported_answers_stand_beside_the_papers_number(tmp_path):
+    make_run(tmp_path / "ours", 100, 1000)
+    make_run(tmp_path / "theirs", 60, 1000, imported="flowers_llava7b.jsonl")
+    assert cell(tmp_path, "LLaVA1.5-7B", "open_world", "flowers").endswith("(5.9, +4.1, outside)")
+    assert cell(tmp_path, "LLaVA1.5-7B (imported)", "open_world", "flowers").endswith("(5.9, +0.1, inside)")
+    assert cell(tmp_path, "LLaVA1.5-7B (imported)", "open_world", "cars") == "N/A"  # nothing was imported there
+    make_run(tmp_path / "part", 60, 1000, imported="x", split="train")  # another split is not the paper's cell
+    assert cell(tmp_path, "LLaVA1.5-7B (split train, imported)", "open_world", "flowers") == "6.0 [4.7, 7.6] n=1000"
+
+
+def test_table_8_counts_synonyms(tmp_path, capsys):
+    names = list(class_names(BENCHMARKS["imagenet"]))
+    config = {"model": "blip2-2.7b", "kind": "vlm", "miniature": False, "benchmark": "imagenet", "candidates": "none",
+              "classes": names, "split": "valid"}  # fmt: skip
+    outputs = ["an electric ray"] + ["a numbfish"] * 2 + ["a stingray"]  # one right, two by another name of the class
+    run = open_run(tmp_path / "a", config, [str(i) for i in range(4)])
+    run.append([Prediction(str(i), names[5], 5, "Q", None, said, None, None) for i, said in enumerate(outputs)])
+    run.finish()
+    module = script("main_results/table.py")
+    module.main(module.Args(outputs=tmp_path))
+    row = next(line for line in (tmp_path / "table8.md").read_text().splitlines() if "BLIP2" in line)
+    assert "25.0 [" in row and "(25.3, -0.3, inside)" in row and "75.0 [" in row and "(27.8, +47.2, outside)" in row
+    line = next(line for line in capsys.readouterr().out.splitlines() if "contains_synonym" in line and "num" in line)
+    assert [cell.strip() for cell in line.split("|")[1:6]] == ["open_world", "contains_synonym", "4", "0", ""]
+    assert '"a numbfish" for electric ray' in (tmp_path / "metrics.md").read_text()
+    shown = (tmp_path / "table8.md").read_text()
+    published = pd.read_csv(PAPER).query("table == 'table8'")["value"]
+    assert len(published) == 20 and all(f"({value:.1f}" in shown for value in published)
+
+
 def test_every_number_of_the_paper_appears(tmp_path):
     table = wide_table(compare([], PAPER, "table1"), DATASETS, MODELS)
     shown = sorted(float(c[9:-1]) for c in table[DATASETS].to_numpy().ravel() if c != "N/A")
@@ -144,6 +174,9 @@ def test_scores_csv_holds_the_records(tmp_path):
     assert list(rows["metric"]) == [
         "accuracy", "mean_per_class", "contains", "exact", "empty", "contains_words", "unique", "no_class"
     ]  # fmt: skip
+    classes = pd.read_csv(tmp_path / "classes.csv")
+    assert classes.to_numpy()[0].tolist() == [0, "rose", 1000, 60, 6.0, *rows.loc[0, ["low", "high"]]]
+    assert len(classes) == 1  # a class without pictures has no accuracy
     values = rows.set_index("metric")["value"]
     assert values[["accuracy", "contains", "exact", "empty"]].tolist() == pytest.approx([6.0, 6.0, 0.0, 94.0])
 

@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,13 +14,25 @@ from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.prompts import setting_name
 from vlmclassifier.records import Score, UserError
 from vlmclassifier.runs import read_record, read_run
-from vlmclassifier.scoring import score_predictions
+from vlmclassifier.scoring import (
+    PAPER_METRIC,
+    Difference,
+    Scorer,
+    by_class,
+    differences,
+    pooled,
+    summarise,
+    wilson_interval,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from vlmclassifier.scoring.semantic import Encoder
+
 OUTPUTS = Path(os.environ.get("VLMCLASSIFIER_OUTPUTS", PROJECT_ROOT / "outputs"))  # another disk, say
 KEYS = ["model", "setting", "dataset"]
+IMPORTED = " (imported)"  # answers of the paper's own runs: the paper's number stands beside them too
 LEGEND = (
     "Cells: ours in percent [95% Wilson interval] n=pictures (paper's number, difference in points, whether the "
     "paper's number lies inside our interval). missing: not run yet. N/A: the question does not fit the model's "
@@ -29,16 +41,37 @@ LEGEND = (
 )
 
 
-def run_scores(folder: Path, section: str, table: str) -> list[Score]:
-    """The scores of one finished run folder, from its saved answers. Raises UserError when it cannot be read."""
+@dataclass(frozen=True)
+class ScoredRun:
+    """What the saved answers of one finished run say."""
+
+    scores: list[Score]
+    differences: list[Difference]  # of the metrics from the paper's, for answers in words
+    classes: list[tuple[int, str, int, int]]  # class index, name, pictures, right answers by the paper's metric
+
+
+def score_run(folder: Path, section: str, table: str, encoder: "Encoder | None" = None) -> ScoredRun:
+    """Score one finished run folder from its saved answers; `encoder` adds the metric "semantic".
+
+    Raises UserError when it cannot be read.
+    """
     record, predictions = read_run(folder)
     config = record["config"]
     try:
-        model, setting, dataset = cell_of(config)
-        rows = score_predictions(predictions, config["classes"], config["kind"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        cell = cell_of(config)
+        hits = Scorer(config["classes"], config["kind"], encoder).hits(predictions)
+        scores = [Score(section, table, *cell, *row) for row in summarise(predictions, hits)]
+        apart = differences(predictions, hits) if PAPER_METRIC[config["kind"]] == "contains" else []
+        counts = by_class(predictions, hits["accuracy"]).items()
+        classes = [(index, config["classes"][index], n, right) for index, (right, n) in counts]
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{folder / 'run.json'} is not a finished run ({error!r}): move the folder away.") from None
-    return [Score(section, table, model, setting, dataset, *row) for row in rows]
+    return ScoredRun(scores, apart, classes)
+
+
+def run_scores(folder: Path, section: str, table: str) -> list[Score]:
+    """The scores of one finished run folder. Raises UserError when it cannot be read."""
+    return score_run(folder, section, table).scores
 
 
 def cell_of(config: dict) -> tuple[str, str, str]:
@@ -58,7 +91,8 @@ def model_of(config: dict) -> str:
     if config["kind"] == "api":  # the paper's names stand for its ids at their own servers
         marks += [config["model_id"]] * bool(spec and config["model_id"] != spec.source)
         marks += [f"at {urlsplit(config['base_url']).netloc}"] * bool(config["base_url"])
-    if marks:  # another name: never joined with the paper's rows
+    marks += ["imported"] * ("imported" in config)
+    if marks:  # another name: never joined with the paper's rows, but for IMPORTED alone
         model += f" ({', '.join(marks)})"
     return model
 
@@ -70,11 +104,19 @@ def not_applicable(outputs: Path) -> set[tuple[str, str, str]]:
 
 
 def collect_scores(outputs: Path, section: str, table: str) -> tuple[list[Score], list[str]]:
-    """Scores of every finished run below `outputs`, and notes on the runs that are not shown.
+    """Scores of every finished run below `outputs`, and notes on the runs that are not shown: see `collect_runs`."""
+    runs, notes = collect_runs(outputs, section, table)
+    return [score for run in runs for score in run.scores], notes
+
+
+def collect_runs(
+    outputs: Path, section: str, table: str, encoder: "Encoder | None" = None
+) -> tuple[list[ScoredRun], list[str]]:
+    """Every finished run below `outputs`, scored, and notes on the runs that are not shown.
 
     Of several runs of one cell the one with the most examples counts, then the latest.
     """
-    best: dict[tuple[str, str, str], tuple[int, str, list[Score]]] = {}
+    best: dict[tuple[str, str, str], tuple[int, str, ScoredRun]] = {}
     notes = []
     for file in sorted(outputs.glob("*/run.json")):
         record = read_record(file.parent)
@@ -84,15 +126,15 @@ def collect_scores(outputs: Path, section: str, table: str) -> tuple[list[Score]
         if record["finished"] is None:
             notes.append(f"{file.parent.name} is unfinished: repeat its command to finish its {record['target']} rows.")
             continue
-        scores = run_scores(file.parent, section, table)
-        key = (scores[0].model, scores[0].setting, scores[0].dataset)
-        rank = (scores[0].n, record["finished"], scores)
+        run = score_run(file.parent, section, table, encoder)
+        key = (run.scores[0].model, run.scores[0].setting, run.scores[0].dataset)
+        rank = (run.scores[0].n, record["finished"], run)
         if key in best:
             notes.append(
                 f"{' / '.join(key)} has several runs: the one with the most examples, then the latest, counts."
             )
         best[key] = max(best.get(key, rank), rank, key=lambda entry: entry[:2])
-    return [score for _, _, scores in best.values() for score in scores], notes
+    return [run for _, _, run in best.values()], notes
 
 
 def compare(scores: Sequence[Score], paper: Path, table: str) -> "DataFrame":
@@ -108,7 +150,8 @@ def compare(scores: Sequence[Score], paper: Path, table: str) -> "DataFrame":
     ours = ours.astype(dict.fromkeys(["value", "low", "high", "n"], float))
     published = pd.read_csv(paper)
     published = published[published["table"] == table].drop(columns="table").rename(columns={"value": "paper"})
-    joined = published.merge(ours, how="outer", on=[*KEYS, "metric"])
+    again = published.assign(model=published["model"] + IMPORTED).merge(ours[[*KEYS, "metric"]], on=[*KEYS, "metric"])
+    joined = pd.concat([published, again]).merge(ours, how="outer", on=[*KEYS, "metric"])
     joined["difference"] = joined["value"] - joined["paper"]
     joined["inside"] = (joined["low"] <= joined["paper"]) & (joined["paper"] <= joined["high"])
     joined["inside"] = joined["inside"].astype(object).where(joined["difference"].notna(), None)
@@ -143,6 +186,23 @@ def wide_table(
     return pd.DataFrame(body, columns=["model", "setting", *columns])
 
 
+def difference_table(runs: Sequence[ScoredRun]) -> "DataFrame":
+    """How each metric differs from the paper's on the same answers, by way of asking, with the commonest examples."""
+    import pandas as pd
+
+    parts: dict[tuple[str, str], list[Difference]] = {}
+    for run in runs:
+        for part in run.differences:
+            parts.setdefault((run.scores[0].setting, part.metric), []).append(part)
+    body = []
+    for (setting, metric), some in sorted(parts.items(), key=lambda item: (item[0][0] != "open_world", item[0])):
+        one = pooled(some)
+        body.append([setting, metric, one.n, one.paper_only, one.paper_example, one.metric_only, one.metric_example])
+    sides = ("paper's only", "example (paper's only)", "this one only", "example (this one only)")
+    columns = ["setting", "metric", "n", *sides]
+    return pd.DataFrame(body, columns=columns)
+
+
 def details(comparison: "DataFrame", metrics: Sequence[str]) -> "DataFrame":
     """Every metric of every cell that we have, with n: how the metrics differ."""
     ours = comparison[comparison["value"].notna() & comparison["metric"].isin(metrics)]
@@ -150,11 +210,13 @@ def details(comparison: "DataFrame", metrics: Sequence[str]) -> "DataFrame":
     return table[[m for m in metrics if m in table]].reset_index().rename_axis(columns=None).astype({"n": int})
 
 
-def write_tables(wide: "DataFrame", comparison: "DataFrame", folder: Path, name: str) -> list[Path]:
+def write_tables(
+    wide: "DataFrame", comparison: "DataFrame", folder: Path, name: str, legend: str = LEGEND
+) -> list[Path]:
     """Write NAME.md (wide, with the legend), NAME.csv (long, every metric) and NAME.tex (wide); return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.{suffix}" for suffix in ("md", "csv", "tex")]
-    files[0].write_text(f"{markdown(wide)}\n\n{LEGEND}\n", encoding="utf-8")
+    files[0].write_text(f"{markdown(wide)}\n\n{legend}\n", encoding="utf-8")
     comparison.to_csv(files[1], index=False)
     text = wide.to_latex(index=False, escape=True, na_rep="", column_format="ll" + "r" * (wide.shape[1] - 2))
     files[2].write_text(text, encoding="utf-8")
@@ -162,10 +224,16 @@ def write_tables(wide: "DataFrame", comparison: "DataFrame", folder: Path, name:
 
 
 def write_scores(folder: Path, section: str, table: str) -> list[Score]:
-    """Score a finished run and write its scores.csv; return the scores."""
-    scores = run_scores(folder, section, table)
-    save_scores(folder, scores)
-    return scores
+    """Score a finished run; write its scores.csv and classes.csv (each class's accuracy); return the scores."""
+    run = score_run(folder, section, table)
+    save_scores(folder, run.scores)
+    with open(folder / "classes.csv", "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["class_index", "class", "n", "right", "accuracy", "low", "high"])
+        for index, name, n, right in run.classes:
+            low, high = wilson_interval(right, n)
+            writer.writerow([index, name, n, right, 100 * right / n, 100 * low, 100 * high])
+    return run.scores
 
 
 def run_folder(given: Path | None, section: str, name: str, setting: str, several: bool) -> Path:
@@ -188,7 +256,7 @@ def save_scores(folder: Path, scores: Sequence[Score]) -> None:
 
 def markdown(table: "DataFrame") -> str:
     """A pipe table; numbers with one decimal."""
-    text = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else value)
+    text = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value).replace("|", "\\|"))
     return text.replace("nan", "").to_markdown(index=False, disable_numparse=True)
 
 

@@ -1,11 +1,15 @@
 """Every metric by name: an answer is right or wrong, or not counted."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from vlmclassifier.records import Prediction
 from vlmclassifier.scoring import special
 from vlmclassifier.scoring.intervals import by_class, mean_per_class, wilson_interval
 from vlmclassifier.scoring.mentions import Mentions, all_named, maximal, plain_words
+
+if TYPE_CHECKING:
+    from vlmclassifier.scoring.semantic import Encoder
 
 # By model kind: what the paper calls accuracy.
 PAPER_METRIC = {"vlm": "contains", "api": "contains", "clip": "exact", "ranking": "exact"}
@@ -39,10 +43,13 @@ METRICS: dict[str, Callable[[Prediction], bool]] = {"contains": contains, "exact
 
 
 class Scorer:
-    """All metrics for answers about one list of class names; `kind` is that of the model."""
+    """All metrics for answers about one list of class names; `kind` is that of the model.
 
-    def __init__(self, names: Sequence[str], kind: str) -> None:
-        self.names, self.kind = tuple(names), kind
+    `encoder`: adds "semantic" for answers in words.
+    """
+
+    def __init__(self, names: Sequence[str], kind: str, encoder: "Encoder | None" = None) -> None:
+        self.names, self.kind, self.encoder = tuple(names), kind, encoder
         self.mentions = Mentions(names)
         self.first = {name: index for index, name in reversed(list(enumerate(names)))}
         self.right = METRICS[PAPER_METRIC[kind]]
@@ -61,6 +68,9 @@ class Scorer:
             hits |= self._of_imagenet(predictions)
         if self.names == special.car_names() and self.kind in ("vlm", "api"):
             hits["make_model"] = [self._make_model(p) for p in predictions]
+        if self.encoder and self.kind in ("vlm", "api"):
+            nearest = self.encoder.nearest(predictions, self.names)
+            hits["semantic"] = [name == p.label for p, name in zip(predictions, nearest, strict=True)]
         return {name: values for name, values in hits.items() if any(value is not None for value in values)}
 
     def _of_text(self, predictions: Sequence[Prediction]) -> dict[str, list[Hit]]:
@@ -130,7 +140,13 @@ def score_predictions(
     Where two classes share a name, the accuracy is given by class index too ("accuracy_by_class"): a shared name then
     stands for the first class that bears it, since an answer in words cannot say which one it means.
     """
-    hits = Scorer(names, kind).hits(predictions)
+    return summarise(predictions, Scorer(names, kind).hits(predictions))
+
+
+def summarise(
+    predictions: Sequence[Prediction], hits: Mapping[str, Sequence[Hit]]
+) -> list[tuple[str, float, float, float, int]]:
+    """Rows (metric, value, low, high, n) in percent of what `Scorer.hits` found, with the mean over classes."""
     rows = [row for metric, values in hits.items() if (row := _row(metric, values))]
     accuracy = mean_per_class(by_class(predictions, hits["accuracy"]))
     rows.insert(1, ("mean_per_class", *(100 * value for value in accuracy), len(predictions)))
@@ -141,18 +157,3 @@ def _row(metric: str, values: Sequence[Hit]) -> tuple[str, float, float, float, 
     counted = [value for value in values if value is not None]
     low, high = wilson_interval(sum(counted), len(counted))
     return metric, 100 * sum(counted) / len(counted), 100 * low, 100 * high, len(counted)
-
-
-def disagreements(
-    predictions: Sequence[Prediction], hits: Mapping[str, Sequence[Hit]]
-) -> dict[str, tuple[list[Prediction], list[Prediction]]]:
-    """By metric the answers that are right by it alone, and those that are right by the paper's metric alone."""
-    apart = {}
-    for metric in [name for name in hits if name in COMPARED]:
-        triples = list(zip(predictions, hits[metric], hits["accuracy"], strict=True))
-        apart[metric] = ([p for p, mine, papers in triples if mine and not papers],
-                         [p for p, mine, papers in triples if papers and mine is False])  # fmt: skip
-    return apart
-
-
-COMPARED = ("exact", "contains_words", "unique", "contains_synonym", "make_model", "real")

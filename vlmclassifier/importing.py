@@ -1,0 +1,150 @@
+"""Output files of the paper's own code, made run folders of this project: so its answers are scored like ours.
+
+A line is {"image", "label", "split", "output", "pred"} of its local models, or one of the three forms of its API runs:
+"pred" alone, "output" alone, or an OpenAI answer (`choices`, at the top or in `response.body`) whose label may stand in
+`custom_id` only.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlmclassifier.benchmarks import Benchmark, class_names, find_benchmark
+from vlmclassifier.models import MODELS, ModelSpec
+from vlmclassifier.prompts import Way, parse_candidates
+from vlmclassifier.records import Prediction, UserError
+from vlmclassifier.runs import open_run
+
+LISTED = 'Choose one from "'  # what stands before the candidates in the question of these files
+INSTRUCTION_END = "[/INST]"  # some lines of LLaVA-NeXT Mistral still hold the question before it
+
+
+def import_run(
+    file: Path, folder: Path, model: str, benchmark: str, classes: Path | None, way: Way, chain_of_thought: bool
+) -> tuple[int, int]:
+    """Write the answers in `file` as a finished run into `folder`; return how many, and how many rows were repeats.
+
+    `way`: how the file's questions were asked, which its lines do not say. Of rows about the same picture the first
+    counts.
+
+    Raises UserError for an unknown model, a file that cannot be read, a row of another form, a label that is not in the
+    class list, and rows that contradict `way`.
+    """
+    spec = MODELS.get(model)
+    if spec is None:
+        raise UserError(f"--model {model} is not a key of vlmclassifier/models.py: choose one of {', '.join(MODELS)}.")
+    task = find_benchmark(benchmark, classes)
+    names = class_names(task)
+    if spec.kind == "clip" and way.candidates == "none":
+        raise UserError("CLIP always chooses among class names: give --candidates all or a number.")
+    rows = _rows(file)
+    first: dict[str, Prediction] = {}
+    for number, row in rows:
+        prediction = _prediction(row, number, file, names, way)
+        first.setdefault(prediction.example_id, prediction)
+    splits = sorted({row.get("split", task.test_split) for _, row in rows})
+    config = _config(spec, task, names, splits, file) | asdict(way) | {"chain_of_thought": chain_of_thought}
+    run = open_run(folder, config, list(first))
+    if new := [row for identity, row in first.items() if identity not in run.done]:
+        run.append(new)
+    run.finish()
+    return len(first), len(rows) - len(first)
+
+
+def _config(spec: ModelSpec, task: Benchmark, names: Sequence[str], splits: list[str], file: Path) -> dict[str, Any]:
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    config = {
+        "script": "table --import-file", "imported": file.name, "sha256": digest, "kind": spec.kind, "model": spec.key,
+        "miniature": False, "benchmark": task.key, "split": ", ".join(splits), "limit": None, "seed": 0,
+        "classes": list(names),
+    }  # fmt: skip
+    return config | ({"model_id": spec.source, "base_url": None} if spec.kind == "api" else {})
+
+
+def _rows(file: Path) -> list[tuple[int, dict]]:
+    """The file's JSON objects with their row numbers."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--import-file {file} cannot be read as text ({error}): name a file of JSON lines.") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{file} row {number} is not JSON ({error}): mend or remove the row.") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{file} row {number} is not a JSON object: mend or remove the row.")
+        rows.append((number, row))
+    if not rows:
+        raise UserError(f"{file} has no rows: name an output file of the paper's code.")
+    return rows
+
+
+def _prediction(row: dict, number: int, file: Path, names: Sequence[str], way: Way) -> Prediction:
+    where = f"{file} row {number}"
+    answer, prompt = _answer(row, where), row.get("question") or (row.get("output") if "pred" in row else "") or ""
+    label, identity = _label(row, names, where), row.get("image") or row.get("custom_id") or f"row {number}"
+    index = row.get("label_idx")
+    if index is not None and not (isinstance(index, int) and 0 <= index < len(names) and names[index] == label):
+        raise UserError(f"{where}: label_idx {index} is not the class {label!r} of the list: mend the row.")
+    choices, wanted = _choices(row, prompt, names), parse_candidates(way.candidates, names)
+    if choices is not None and len(choices) != (wanted or 0):
+        raise UserError(
+            f"{where} was asked with {len(choices)} candidates, --candidates is {way.candidates}: mend the option."
+        )
+    if choices is None and wanted == len(set(names)):
+        choices = tuple(dict.fromkeys(names))  # all of them, in an order that the row does not tell
+    first = names.index(label) if index is None else index
+    return Prediction(str(identity), label, first, prompt, choices, answer, None, None)
+
+
+def _answer(row: dict, where: str) -> str:
+    if isinstance(row.get("pred"), str):
+        return row["pred"].rsplit(INSTRUCTION_END, 1)[-1].strip()
+    if isinstance(row.get("output"), str):
+        return row["output"]
+    body = row if "choices" in row else (row.get("response") or {}).get("body") or {}
+    try:
+        return body["choices"][0]["message"]["content"] or ""
+    except (KeyError, IndexError, TypeError):
+        raise UserError(
+            f"{where} has no answer, neither 'pred' nor 'output' nor OpenAI's 'choices': mend or remove the row."
+        ) from None
+
+
+def _label(row: dict, names: Sequence[str], where: str) -> str:
+    """The row's label; in a custom_id "...-...-LABEL-..." a label may hold hyphens itself."""
+    known = set(names)
+    if isinstance(row.get("label"), str):
+        if row["label"] in known:
+            return row["label"]
+        raise UserError(f"{where}: the label {row['label']!r} is not in the class list: is it another --benchmark?")
+    parts = str(row.get("custom_id", "")).split("-")
+    for end in range(len(parts), 2, -1):  # the longest first
+        if (label := "-".join(parts[2:end])) in known:
+            return label
+    raise UserError(f"{where} has no label of the class list, neither in 'label' nor as third part of 'custom_id'.")
+
+
+def _choices(row: dict, prompt: str, names: Sequence[str]) -> tuple[str, ...] | None:
+    """The candidates of a row: its own list, else those that its question names; None where there are none."""
+    given = row.get("choices")
+    if isinstance(given, list) and given and all(isinstance(name, str) for name in given):
+        return tuple(given)
+    if LISTED not in prompt:
+        return None
+    parts, known, found = prompt.split(LISTED, 1)[1].split('"', 1)[0].split(", "), set(names), []
+    most = 1 + max(name.count(", ") for name in names)  # a name may hold a comma itself
+    while parts:
+        fitting = [size for size in range(min(most, len(parts)), 0, -1) if ", ".join(parts[:size]) in known]
+        if not fitting:
+            return None  # a list of other names
+        found.append(", ".join(parts[: fitting[0]]))
+        parts = parts[fitting[0] :]
+    return tuple(found)
