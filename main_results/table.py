@@ -94,24 +94,24 @@ def main(args: Args) -> None:
     side_by_side = eighth.assign(dataset=eighth["setting"], setting="open_world")
     table8 = wide_table(side_by_side, list(SYNONYMS), models)
     apart = difference_table(runs)
-    parts = [
-        ("Table 1: accuracy in percent", table1, write_tables(table1, first, args.outputs, "table1")),
-        ("Table 8: the same on ImageNet, without and with WordNet's other names of a class", table8,
-         write_tables(table8, eighth, args.outputs, "table8")),
-        (DIFFERENCES, apart, write_tables(apart, apart, args.outputs, "metrics", DIFFERENCES)),
-    ]  # fmt: skip
-    for title, table, files in parts:
-        if args.format != "markdown":
-            print(files[("markdown", "csv", "latex").index(args.format)].read_text(encoding="utf-8"))
-        elif len(table):
-            print(f"{title}\n\n{markdown(table)}\n")
-    if args.format == "markdown":
-        print(f"{LEGEND}\n")
-        if scores:
-            print(f"All metrics of our runs, in percent\n\n{markdown(details(first, METRICS))}\n")
-        for note in notes:
-            print(f"Note: {note}")
-        print("Written: " + ", ".join(str(file) for _, _, files in parts for file in files))
+    files = [
+        write_tables(table1, first, args.outputs, "table1"),
+        write_tables(table8, eighth, args.outputs, "table8"),
+        write_tables(apart, apart, args.outputs, "metrics", DIFFERENCES),
+    ]
+    if args.format != "markdown":
+        for forms in files:
+            print(forms[("markdown", "csv", "latex").index(args.format)].read_text(encoding="utf-8"))
+        return
+    print(f"Table 1: accuracy in percent\n\n{markdown(table1)}\n")
+    print(f"Table 8: on ImageNet, without and with WordNet's other names of a class\n\n{markdown(table8)}\n")
+    print(f"{LEGEND}\n")
+    if scores:
+        print(f"All metrics of our runs, in percent\n\n{markdown(details(first, METRICS))}\n")
+        print(f"{DIFFERENCES}\n\n{markdown(apart)}\n")
+    for note in notes:
+        print(f"Note: {note}")
+    print("Written: " + ", ".join(str(file) for forms in files for file in forms))
     if not scores:
         raise UserError(f"No finished run of Table 1 lies below {args.outputs}: start with main_results/table1.sh.")
 
