@@ -97,6 +97,7 @@ BAD = {
     "asked with 102 candidates, --candidates is none": row(
         1, "rose", question=f'Choose one from "{LIST}".', output="x"
     ),
+    "has no answer, neither": row(1, "rose", choices=[{"message": {"content": ["parts"]}}]),
     "label_idx 3 is not the class 'rose'": row(1, "rose", pred="x", label_idx=3),
 }
 

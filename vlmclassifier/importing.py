@@ -8,6 +8,7 @@ A line is {"image", "label", "split", "output", "pred"} of its local models, or 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def import_run(
     for number, row in rows:
         prediction = _prediction(row, number, file, names, way)
         first.setdefault(prediction.example_id, prediction)
-    splits = sorted({row.get("split", task.test_split) for _, row in rows})
+    splits = sorted({str(row.get("split", task.test_split)) for _, row in rows})
     config = _config(spec, task, names, splits, file) | asdict(way) | {"chain_of_thought": chain_of_thought}
     run = open_run(folder, config, list(first))
     if new := [row for identity, row in first.items() if identity not in run.done]:
@@ -88,7 +89,7 @@ def _rows(file: Path) -> list[tuple[int, dict]]:
 
 def _prediction(row: dict, number: int, file: Path, names: Sequence[str], way: Way) -> Prediction:
     where = f"{file} row {number}"
-    answer, prompt = _answer(row, where), row.get("question") or (row.get("output") if "pred" in row else "") or ""
+    answer, prompt = _answer(row, where), str(row.get("question") or (row.get("output") if "pred" in row else "") or "")
     label, identity = _label(row, names, where), row.get("image") or row.get("custom_id") or f"row {number}"
     index = row.get("label_idx")
     if index is not None and not (isinstance(index, int) and 0 <= index < len(names) and names[index] == label):
@@ -109,13 +110,12 @@ def _answer(row: dict, where: str) -> str:
         return row["pred"].rsplit(INSTRUCTION_END, 1)[-1].strip()
     if isinstance(row.get("output"), str):
         return row["output"]
-    body = row if "choices" in row else (row.get("response") or {}).get("body") or {}
-    try:
-        return body["choices"][0]["message"]["content"] or ""
-    except (KeyError, IndexError, TypeError):
-        raise UserError(
-            f"{where} has no answer, neither 'pred' nor 'output' nor OpenAI's 'choices': mend or remove the row."
-        ) from None
+    with suppress(KeyError, IndexError, TypeError):
+        body = row if "choices" in row else row["response"]["body"]
+        text = body["choices"][0]["message"]["content"]
+        if text is None or isinstance(text, str):
+            return text or ""
+    raise UserError(f"{where} has no answer, neither 'pred' nor 'output' nor OpenAI's 'choices': mend or remove it.")
 
 
 def _label(row: dict, names: Sequence[str], where: str) -> str:
@@ -134,12 +134,12 @@ def _label(row: dict, names: Sequence[str], where: str) -> str:
 
 def _choices(row: dict, prompt: str, names: Sequence[str]) -> tuple[str, ...] | None:
     """The candidates of a row: its own list, else those that its question names; None where there are none."""
-    given = row.get("choices")
-    if isinstance(given, list) and given and all(isinstance(name, str) for name in given):
+    given, known, found = row.get("choices"), set(names), []
+    if isinstance(given, list) and given and all(isinstance(name, str) and name in known for name in given):
         return tuple(given)
     if LISTED not in prompt:
         return None
-    parts, known, found = prompt.split(LISTED, 1)[1].split('"', 1)[0].split(", "), set(names), []
+    parts = prompt.split(LISTED, 1)[1].split('"', 1)[0].split(", ")
     most = 1 + max(name.count(", ") for name in names)  # a name may hold a comma itself
     while parts:
         fitting = [size for size in range(min(most, len(parts)), 0, -1) if ", ".join(parts[:size]) in known]
