@@ -22,6 +22,7 @@ FLOORS = [
         "tables",
         "findings",
         "importing",
+        "preparing",
         "cli",
         "plane_figures",
     },

@@ -158,7 +158,7 @@ def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split:
         if not line.strip():
             continue
         where = f"{file.name} row {number}"
-        values = _parse_row(line, where)
+        values = parse_row(line, where)
         index = _class_index(values, positions, where)
         image, row_split = values["image"], values["split"]
         if image in splits:
@@ -175,7 +175,8 @@ def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split:
     return list(examples.values())
 
 
-def _parse_row(line: str, where: str) -> dict:
+def parse_row(line: str, where: str) -> dict:
+    """The fields of one manifest row, checked for form. Raises UserError that names the row."""
     try:
         values = json.loads(line)
     except ValueError as error:

@@ -32,12 +32,17 @@ def _info(name: str) -> Path:
 
 
 @cache
+def synsets() -> tuple[str, ...]:
+    """By class index the WordNet ids: "n01440764", ..."""
+    return tuple(_info("imagenet_synsets.txt").read_text(encoding="utf-8").split())
+
+
+@cache
 def lemmas() -> tuple[tuple[str, ...], ...]:
     """By class index all names that WordNet has for the class, in lower case: ("electric ray", "crampfish", ...)."""
-    synsets = _info("imagenet_synsets.txt").read_text(encoding="utf-8").split()
     with open(_info("imagenet_synset_to_lemma.txt"), newline="", encoding="utf-8") as stream:
         names = dict(csv.reader(stream, delimiter="\t"))
-    return tuple(tuple(name.strip().lower() for name in names[synset].split(",")) for synset in synsets)
+    return tuple(tuple(name.strip().lower() for name in names[synset].split(",")) for synset in synsets())
 
 
 @cache

@@ -1,0 +1,129 @@
+"""Splits, counts and files: what the rows of a data set become."""
+
+import gzip
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from vlmclassifier.benchmarks import Benchmark, parse_row
+from vlmclassifier.preparing.official import Row, imagenet_fields
+from vlmclassifier.records import UserError
+
+# Rows of each split by the paper (section 0). ImageNet's train split is not needed by any table of main_results.
+PAPER_COUNTS = {
+    "imagenet": {"valid": 50_000},
+    "flowers": {"train": 2_040, "test": 6_149},
+    "cars": {"train": 8_144, "test": 8_041},
+    "caltech": {"train": 4_346, "test": 4_331},
+}
+NOTE = "not the paper's split"  # tables show it and compare such rows with nothing
+
+
+def with_splits(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
+    """The rows with a split that can be evaluated: their own, or where they have none a seeded half of every class.
+
+    ImageNet's pictures without a split are taken for the validation set. The half that a picture falls into depends on
+    (seed, class, file name) alone.
+    """
+    test = benchmark.test_split
+    if any(row.split == test for row in rows):
+        return list(rows)
+    if benchmark.key == "imagenet":
+        return [replace(row, split=test) if row.split == "all" else row for row in rows]
+    by_class: dict[int, list[Row]] = {}
+    for row in rows:
+        by_class.setdefault(row.class_index, []).append(row)
+    train = set()
+    for some in by_class.values():
+        drawn = sorted(some, key=lambda row: hashlib.sha256(f"{seed}:{_name(row)}".encode()).digest())
+        train |= {row.image for row in drawn[: math.ceil(len(some) / 2)]}
+    return [replace(row, split="train" if row.image in train else test) for row in rows]
+
+
+def _name(row: Row) -> str:
+    return f"{row.class_index}:{row.image.parent.name}/{row.image.name}"
+
+
+def find_paper_manifest(folder: Path, benchmark: Benchmark) -> Path:
+    """The paper's manifest in a checkout of its repository, or in a folder with KEY.jsonl or KEY.jsonl.gz.
+
+    Raises UserError where there is none.
+    """
+    name = f"{benchmark.key}.jsonl"
+    places = [place / file for place in (folder, folder / "data") for file in (name, f"{name}.gz")]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise UserError(f"--paper-manifests {folder} holds neither {name} nor {name}.gz, nor data/{name}.")
+    return file
+
+
+def paper_rows(file: Path, benchmark: Benchmark, names: Sequence[str], pictures: Path) -> list[Row]:
+    """The rows of the paper's own manifest, with the pictures below `pictures`.
+
+    Raises UserError for a file that cannot be read, and a row of another form or label.
+    """
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as lines:
+            text = lines.read()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}): get it again.") from None
+    index = {name: position for position, name in reversed(list(enumerate(names)))}
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{file} row {number}"
+            values = parse_row(line, where)
+            if values["label"] not in index:
+                raise UserError(f"{where}: the label {values['label']!r} is not one of {benchmark.title}'s.")
+            parts = [part for part in PurePosixPath(values["image"]).parts if part != "."]
+            tail = parts[2:] if parts[:1] == ["data"] else parts  # data/Flowers102/jpg/...
+            found = values.get("label_idx", index[values["label"]])
+            more = imagenet_fields(found) if benchmark.key == "imagenet" else {}
+            rows.append(Row(pictures.joinpath(*tail), found, values["split"], more))
+    return rows
+
+
+def split_counts(rows: Sequence[Row]) -> dict[str, int]:
+    """Rows of each split."""
+    return dict(sorted(Counter(row.split for row in rows).items()))
+
+
+def against_paper(rows: Sequence[Row], benchmark: Benchmark) -> str:
+    """How the counts differ from the paper's, in words; "" where they do not."""
+    counts, wrong = split_counts(rows), []
+    for split, count in PAPER_COUNTS[benchmark.key].items():
+        if counts.get(split, 0) != count:
+            wrong.append(f"{split} has {counts.get(split, 0):,} rows, the paper's {count:,}")
+    return "; ".join(wrong)
+
+
+def manifest_text(rows: Sequence[Row], names: Sequence[str], data_root: Path, note: str) -> str:
+    """The manifest's lines, image paths relative to `data_root`. Raises UserError for a picture outside of it."""
+    lines = []
+    for row in rows:
+        try:
+            image = row.image.relative_to(data_root).as_posix()
+        except ValueError:
+            raise UserError(
+                f"{row.image} lies outside of the data root {data_root}: name another --data-root."
+            ) from None
+        values = {"image": image, "label": names[row.class_index], "split": row.split} | row.more
+        lines.append(json.dumps(values | ({"note": note} if note else {}), ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def write_file(file: Path, text: str, overwrite: bool) -> None:
+    """Write a whole file or nothing; one that is the same stays. Raises UserError for one with other content."""
+    if file.exists() and file.read_text(encoding="utf-8") == text:
+        return
+    if file.exists() and not overwrite:
+        raise UserError(f"{file} is there with other content: add --overwrite to replace it, or choose another --out.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f".{file.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, file)
