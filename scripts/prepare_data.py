@@ -62,8 +62,8 @@ class Args:
     """With --dataset: the column of pictures, where it is not plain which one."""
     label_column: str | None = None
     """With --dataset: the column of classes."""
-    no_download: bool = False
-    """Use what is on the disk."""
+    download: bool = True
+    """Download official files that are not there; --no-download: use what is on the disk."""
     any_checksum: bool = False
     """Take official files whose checksum is another, such as a mirror's that were packed again."""
     overwrite: bool = False
@@ -105,7 +105,7 @@ def read(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[list[Ro
     if sum(source is not None for source in (args.archives, args.dataset, args.folder)) > 1:
         raise UserError("--archives, --dataset and --folder are three sources: name one of them.")
     home = (args.archives or PROJECT_ROOT / "data" / benchmark.title).absolute()
-    place = Place(home, not args.no_download, args.any_checksum)
+    place = Place(home, args.download, args.any_checksum)
     if args.paper_manifests:
         if args.dataset:
             raise UserError("--paper-manifests goes with the official pictures (--archives) or --folder.")

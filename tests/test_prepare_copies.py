@@ -226,8 +226,8 @@ def test_bad_folders_end_in_a_sentence(tmp_path, labels):
     refuse("holds splits .test. beside", folder=tmp_path / "tree")
     (tmp_path / "flowers.jsonl").write_text('{"image": "a.jpg", "label": "toaster", "split": "test"}\n')
     refuse(
-        "flowers.jsonl row 1: the label 'toaster'", paper_manifests=tmp_path, archives=tmp_path / "x", no_download=True
+        "flowers.jsonl row 1: the label 'toaster'", paper_manifests=tmp_path, archives=tmp_path / "x", download=False
     )
     (tmp_path / "flowers.jsonl.gz").write_bytes(b"no gzip")
     (tmp_path / "flowers.jsonl").unlink()
-    refuse("cannot be read", paper_manifests=tmp_path, archives=tmp_path / "x", no_download=True)
+    refuse("cannot be read", paper_manifests=tmp_path, archives=tmp_path / "x", download=False)

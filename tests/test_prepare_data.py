@@ -27,7 +27,7 @@ SCRIPT = "scripts/prepare_data.py"
 def prepare(benchmark, folder, **options):
     """The script's main on the archives in `folder`; the manifest's rows."""
     module = script(SCRIPT)
-    given = {"archives": folder, "out": folder / "out", "data_root": folder, "no_download": True, "any_checksum": True}
+    given = {"archives": folder, "out": folder / "out", "data_root": folder, "download": False, "any_checksum": True}
     args = module.Args(benchmark, **(given | options))
     module.main(args)
     return read(args.out / f"{benchmark}.jsonl")
@@ -306,7 +306,7 @@ def test_cars_test_annotations_without_labels_are_named(tmp_path):
 )  # fmt: skip
 def test_what_cannot_be_downloaded_says_where_it_is(tmp_path, key, words):
     with pytest.raises(UserError, match=words):
-        prepare(key, tmp_path, no_download=key == "flowers")
+        prepare(key, tmp_path, download=key != "flowers")
 
 
 class Files(BaseHTTPRequestHandler):
@@ -387,7 +387,7 @@ def test_what_was_downloaded_is_checked(tmp_path, server, monkeypatch):
     others = [Remote(r.name, None, checksum(tmp_path / r.name)) for r in layouts.FLOWERS[1:]]
     wrong = "0" * 32
     monkeypatch.setattr(layouts, "FLOWERS", (Remote("102flowers.tgz", server.url, wrong), *others))
-    options = {"no_download": False, "any_checksum": False}
+    options = {"download": True, "any_checksum": False}
     with pytest.raises(UserError, match=f"MD5 checksum {right}, the official one is {wrong}"):
         prepare("flowers", tmp_path, **options)
     assert not (tmp_path / "jpg").exists()
