@@ -15,7 +15,7 @@ import pytest
 from conftest import run_script, script
 
 from vlmclassifier.benchmarks import BENCHMARKS, class_names, load_evaluation
-from vlmclassifier.preparing import archives
+from vlmclassifier.preparing import archives, manifests
 from vlmclassifier.preparing import official as layouts
 from vlmclassifier.preparing.archives import Remote, checksum, fetch, unpack
 from vlmclassifier.preparing.labels import ClassFinder
@@ -65,10 +65,25 @@ def test_caltech_without_the_papers_rows_is_halved_by_seed(tmp_path):
     same = prepare("caltech", tmp_path, overwrite=True)
     other = prepare("caltech", tmp_path, overwrite=True, seed=1)
     assert same == rows and Counter(r["split"] for r in other) == Counter(r["split"] for r in rows) and other != rows
-    for path in sorted((tmp_path / "101_ObjectCategories").glob("*/image_0002.jpg"))[50:]:
+    first = sorted((tmp_path / "101_ObjectCategories").glob("*/image_0002.jpg"))[1:30]
+    for path in first:
         path.unlink()  # fewer pictures elsewhere: the others stay in their half
     fewer = {row["image"]: row["split"] for row in prepare("caltech", tmp_path, overwrite=True)}
-    assert all(fewer[r["image"]] == r["split"] for r in rows[:40])
+    gone = {path.parent.name for path in first}
+    there = [r for r in rows if r["image"].split("/")[1] not in gone]
+    assert len(there) > 100 and all(fewer[r["image"]] == r["split"] for r in there)
+    alone = [split for image, split in fewer.items() if image.split("/")[1] in gone - {"Faces", "Faces_easy"}]
+    assert len(alone) > 20 and set(alone) == {"train"}  # of an odd number the train split has one more
+
+
+def test_only_rows_that_can_be_the_papers_go_without_the_note(tmp_path, monkeypatch):
+    """Right counts are enough for an official split; Caltech's halves are never the paper's."""
+    counts = {"flowers": {"train": 204, "test": 102}, "caltech": {"train": 101, "test": 101}}
+    monkeypatch.setattr(manifests, "PAPER_COUNTS", counts)
+    for key, make in (("flowers", official.make_flowers), ("caltech", official.make_caltech)):
+        make(tmp_path / key)
+        notes = {row.get("note") for row in prepare(key, tmp_path / key)}
+        assert notes == {None if key == "flowers" else "not the paper's split"}
 
 
 @pytest.mark.parametrize(
