@@ -14,6 +14,7 @@ data/README.md names the sources and their traps.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,7 +95,7 @@ def main(args: Args) -> None:
             f"{len(missing):,} of the {len(rows):,} pictures are not there yet, the first {missing[0]}: put them there."
         )
     print(f"Written: {manifest}, {classes}")
-    flags = "" if root == (local_path("benchmarks", benchmark.key) or PROJECT_ROOT) else f" --data-root {root}"
+    flags = "" if root == usual_root(benchmark.key) else f" --data-root {root}"
     if args.out.resolve() not in (root.resolve(), PROJECT_ROOT / "data"):
         print(f"Put the manifest into {root} or {PROJECT_ROOT / 'data'}, where the scripts look for it.")
     print(f"Next: python main_results/classify_clip.py --model clip-vit-l-336 --benchmark {benchmark.key}{flags}")
@@ -104,19 +105,19 @@ def read(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[list[Ro
     """The rows of the source that was named, and whether their split can be the paper's."""
     if sum(source is not None for source in (args.archives, args.dataset, args.folder)) > 1:
         raise UserError("--archives, --dataset and --folder are three sources: name one of them.")
-    home = (args.archives or PROJECT_ROOT / "data" / benchmark.title).absolute()
+    home = home_of(args, benchmark)
     place = Place(home, args.download, args.any_checksum)
     if args.paper_manifests:
         if args.dataset:
             raise UserError("--paper-manifests goes with the official pictures (--archives) or --folder.")
         file = find_paper_manifest(args.paper_manifests, benchmark)
-        pictures = args.folder.absolute() if args.folder else pictures_of(benchmark, place)
+        pictures = whole(args.folder) if args.folder else pictures_of(benchmark, place)
         return paper_rows(file, benchmark, finder.names, pictures), True
     if args.dataset:
-        into = args.data_root.absolute() / benchmark.title if args.data_root else home
+        into = whole(args.data_root) / benchmark.title if args.data_root else home
         rows = read_dataset(args.dataset, into, finder, args.image_column, args.label_column)
     elif args.folder:
-        rows = read_folder(args.folder.absolute(), finder)
+        rows = read_folder(whole(args.folder), finder)
     else:
         rows = READERS[benchmark.key](place, finder)
     return rows, benchmark.key != "caltech"  # which has no public split
@@ -134,11 +135,27 @@ def pictures_of(benchmark: Benchmark, place: Place) -> Path:
 def data_root(args: Args, rows: list[Row]) -> Path:
     """Where the image paths start."""
     if args.data_root:
-        return args.data_root.absolute()
-    for root in (local_path("benchmarks", args.benchmark), PROJECT_ROOT):
-        if root and rows[0].image.is_relative_to(root):
-            return root
-    return (args.folder or args.archives or rows[0].image.parent).absolute()
+        return whole(args.data_root)
+    first = rows[0].image
+    for root in (usual_root(args.benchmark), PROJECT_ROOT):
+        if first.is_relative_to(root) and first.resolve().is_relative_to(root.resolve()):
+            return root  # a link that leads out of it would be refused when the picture is opened
+    return home_of(args, BENCHMARKS[args.benchmark])
+
+
+def home_of(args: Args, benchmark: Benchmark) -> Path:
+    """Where the pictures lie or will lie."""
+    return whole(args.folder or args.archives or PROJECT_ROOT / "data" / benchmark.title)
+
+
+def usual_root(key: str) -> Path:
+    """Where the scripts look without --data-root: the benchmark's line in paths.toml, else this project."""
+    return whole(local_path("benchmarks", key) or PROJECT_ROOT)
+
+
+def whole(path: Path) -> Path:
+    """The absolute path without ".."; links stay, so that data/Flowers102 may be one to another disk."""
+    return Path(os.path.abspath(path))
 
 
 if __name__ == "__main__":

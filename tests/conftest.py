@@ -10,8 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests never wait for a network
 os.environ.pop("VLMCLASSIFIER_PATHS", None)
@@ -116,6 +120,16 @@ class Own:
     @property
     def args(self) -> dict:
         return {"benchmark": str(self.manifest), "classes": self.classes}
+
+
+def noise(size: tuple[int, int], seed: int = 0) -> "Image.Image":
+    """A picture of noise, the same in every run."""
+    import numpy as np
+    from PIL import Image
+
+    width, height = size
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
 
 
 def script(path: str):

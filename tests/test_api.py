@@ -7,6 +7,7 @@ import time
 
 import pytest
 from api_server import KEY, Server
+from conftest import noise
 from PIL import Image
 
 from vlmclassifier.api import NoAnswer, encode_picture, load_api
@@ -18,7 +19,7 @@ from vlmclassifier.models import find_api
 from vlmclassifier.records import Prediction, Reply, UserError, prediction_from_line, to_line
 
 PROVIDERS = ("openai", "anthropic", "google")
-JPEG = encode_picture(Image.effect_noise((60, 40), 50).convert("RGB"), 1000)
+JPEG = encode_picture(noise((60, 40)), 1000)
 
 
 @pytest.fixture(params=PROVIDERS)

@@ -9,6 +9,7 @@ import threading
 import zipfile
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import official
 import pytest
@@ -179,6 +180,33 @@ def test_the_papers_photographs_are_found_below_a_folder(tmp_path, realdata, lab
     (tmp_path / "caltech.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "101_ObjectCategories").symlink_to(folder / "101_ObjectCategories")
     assert len(load_evaluation("caltech", root=tmp_path).examples) == 120
+
+
+def test_where_the_image_paths_start(tmp_path, monkeypatch):
+    """Below paths.toml's root or the project where the pictures truly lie there, else at their own folder."""
+    official.make_flowers(tmp_path / "disk" / "flowers")
+    module = script(SCRIPT)
+    monkeypatch.setattr(module, "PROJECT_ROOT", tmp_path / "project")
+    monkeypatch.setenv("VLMCLASSIFIER_PATHS", str(tmp_path / "paths.toml"))
+    (tmp_path / "paths.toml").write_text("[benchmarks]\n")
+    (tmp_path / "project" / "data").mkdir(parents=True)
+
+    def first(**options):
+        options = {"archives": None, "data_root": None, "overwrite": True, "out": tmp_path / "out"} | options
+        return prepare("flowers", tmp_path, **options)[0]["image"]
+
+    dotted = tmp_path / "project" / ".." / "disk" / "flowers"
+    assert first(archives=dotted) == "jpg/image_00001.jpg"  # not below the project, whatever the words say
+    assert first(archives=dotted, data_root=tmp_path / "disk") == "flowers/jpg/image_00001.jpg"
+    (tmp_path / "project" / "data" / "Flowers102").symlink_to(tmp_path / "disk" / "flowers")
+    assert first() == "jpg/image_00001.jpg"  # a link to another disk: pictures outside of a root are never opened
+    (tmp_path / "project" / "data" / "Flowers102").unlink()
+    (tmp_path / "disk" / "flowers").rename(tmp_path / "project" / "data" / "Flowers102")
+    assert first() == "data/Flowers102/jpg/image_00001.jpg"  # as in the paper's manifest
+    (tmp_path / "paths.toml").write_text('[benchmarks]\nflowers = "project/../project/data"\n')
+    assert first() == "Flowers102/jpg/image_00001.jpg"
+    monkeypatch.chdir(tmp_path / "project")
+    assert first(archives=Path("data/Flowers102")) == "Flowers102/jpg/image_00001.jpg"
 
 
 def test_the_script_says_what_it_did(tmp_path):

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script, script
+from conftest import ROOT, noise, run_script, script
 from PIL import Image
 from test_ranking import NAMES, QUESTION
 from test_runs import part_bytes
@@ -94,7 +94,7 @@ def test_t_is_chosen_on_the_train_pictures_and_the_table_says_so(tiny, own, tmp_
     own.rows = [row | {"image": name, "split": split} for split in ("train", "test") for row in own.rows
                 for name in [f"{split}-{row['image']}"]]  # fmt: skip
     for number, row in enumerate(own.rows):
-        Image.effect_noise((40, 30 + number), 90).convert("RGB").save(own.folder / row["image"])
+        noise((40, 30 + number), number).save(own.folder / row["image"])
     own.write()
     home = tmp_path / "outputs" / "inference_analysis"
     for split in ("train", "test"):
@@ -159,7 +159,7 @@ def test_the_prior_is_the_prompt_without_its_picture(tiny):
 @pytest.mark.parametrize("policy", [False, True])
 def test_the_search_is_the_full_ranking_on_random_and_trained_models(policy, tiny, trained, world):
     """250 cases per policy and model: pictures x sum, mean and guidance, one by one and in batches."""
-    photos = [Image.effect_noise((64, 64), 90).convert("RGB") for _ in range(42)]
+    photos = [noise((64, 64), number) for number in range(42)]
     task = load_evaluation("plane_figures", root=world, limit=42)
     shown = [Image.open(example.image).convert("RGB") for example in task.examples]
     for vlm, names, images in (
@@ -194,7 +194,7 @@ def convolving(tiny):
 
 
 def test_a_family_without_tree_masks_is_scored_name_by_name_and_says_so(convolving):
-    ranker, image = Ranker(convolving, NAMES[:6], QUESTION), Image.effect_noise((80, 60), 90).convert("RGB")
+    ranker, image = Ranker(convolving, NAMES[:6], QUESTION), noise((80, 60))
     said = ranker.settle(image)
     assert ranker.way != "tree" and "cannot be ranked with tree masks" in said and "exactly but slowly" in said
     inputs = convolving.prepare([image], [ranker.prompt])
@@ -213,7 +213,7 @@ def test_a_family_without_tree_masks_is_scored_name_by_name_and_says_so(convolvi
 def test_a_batch_that_did_not_fit_leaves_nothing_behind(tiny, monkeypatch):
     """A watch that stayed on the head would hold on to every later batch's logits."""
     vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
-    ranker, image = Ranker(vlm, NAMES, QUESTION), Image.effect_noise((80, 60), 90).convert("RGB")
+    ranker, image = Ranker(vlm, NAMES, QUESTION), noise((80, 60))
 
     def out_of_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
@@ -258,7 +258,7 @@ def test_another_opening_is_another_row(tiny, own, tmp_path):
 
 def test_a_model_of_another_design_is_refused_or_scored_name_by_name(tiny, monkeypatch):
     vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
-    image = Image.effect_noise((80, 60), 90).convert("RGB")
+    image = noise((80, 60))
     right = Ranker(vlm, NAMES, QUESTION).log_probs([image])
     with monkeypatch.context() as patch:
         patch.setattr(type(vlm.model), "get_decoder", lambda model: None)
@@ -274,7 +274,7 @@ def test_a_model_of_another_design_is_refused_or_scored_name_by_name(tiny, monke
 def test_a_tree_that_is_wrong_is_noticed(tiny, monkeypatch):
     """Should another release of transformers read the mask otherwise, the numbers do not change silently."""
     vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
-    ranker, image = Ranker(vlm, NAMES, QUESTION), Image.effect_noise((80, 60), 90).convert("RGB")
+    ranker, image = Ranker(vlm, NAMES, QUESTION), noise((80, 60))
     right = ranker.log_probs([image])
     monkeypatch.setattr("vlmclassifier.ranking.decoding._additive", lambda mask, dtype: mask[:, None].to(dtype))
     assert re.search(r"nats off\): its names are scored name by name behind the cached prompt", ranker.settle(image))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import noise
 from PIL import Image
 from test_families import FAMILIES
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -23,8 +24,8 @@ WINDOWED = {"llava-next-mistral-7b": 60, "gemma3-4b": 50, "paligemma2-3b": 40}  
 
 
 def pictures() -> list[Image.Image]:
-    """Two pictures of noise, of different shapes."""
-    return [Image.effect_noise(size, 90).convert("RGB") for size in ((90, 60), (61, 130))]
+    """Two pictures of different shapes."""
+    return [noise((90, 60), 0), noise((61, 130), 1)]
 
 
 def one_by_one(folder: Path, attention: str, image: Image.Image, prompt: str, ranker: Ranker) -> list[float]:
@@ -44,7 +45,8 @@ def one_by_one(folder: Path, attention: str, image: Image.Image, prompt: str, ra
             if key in row:
                 row[key] = torch.cat([row[key], torch.full_like(name, value)], dim=1)
         with torch.no_grad():
-            log_probs = model(**row).logits[0, start - 1 : -1].float().log_softmax(dim=-1)  # [tokens, vocabulary]
+            logits = model(**row).logits[0, start - 1 : -1]  # [tokens, vocabulary]
+        log_probs = logits.double().log_softmax(dim=-1)  # a sum near -100 is rounded by 4e-6 in float32 already
         sums.append(log_probs.gather(1, name[0, :, None]).sum().item())
     return sums
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import run_script, script
+from conftest import noise, run_script, script
 
 from vlmclassifier import load_vlm
 from vlmclassifier.clip import CLIP
@@ -115,10 +115,9 @@ def test_a_lease_is_of_all_runs_or_of_none(tmp_path):
 @pytest.mark.parametrize("key", ["llava-1.5-7b", "qwen3-vl-8b", "llava-next-vicuna-7b"])
 def test_features_of_a_batch_are_split_by_picture_or_not_at_all(key, tiny):
     """Tiles of several pictures in one tensor cannot be told apart: LLaVA-NeXT's are encoded one by one."""
-    from PIL import Image
 
     vlm = load_vlm(key, tiny / key)
-    images = [Image.effect_noise(size, 90).convert("RGB") for size in ((90, 60), (60, 60), (50, 150))]
+    images = [noise(size) for size in ((90, 60), (60, 60), (50, 150))]
     prompt = vlm.prompt("What?")
     whole = vlm.image_features(vlm.prepare(images, [prompt] * 3))
     if whole is None:
