@@ -227,9 +227,10 @@ def test_batches_are_written_whole_and_read_back(tmp_path, monkeypatch):
     rows = [{"id": "1", "custom_id": "a", "response": {"status_code": 200, "body": answer}, "error": None},
             {"id": "2", "custom_id": "b", "response": {"status_code": 400, "body": {"error": "bad"}}, "error": None},
             {"id": "3", "custom_id": "c", "response": None, "error": {"code": "batch_expired"}}]  # fmt: skip
-    results.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    rows[0]["response"]["body"]["choices"][0]["message"]["content"] = "a\u2028cat"  # no line ends there
+    results.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
     read = list(read_batch(api, results))
-    assert read[0] == ("a", "a cat", Reply("stop", "m", 3, 2))
+    assert read[0] == ("a", "a\u2028cat", Reply("stop", "m", 3, 2))
     assert [(identity, reply) for identity, _, reply in read[1:]] == [("b", None), ("c", None)]
     assert "batch_expired" in read[2][1]
     results.write_text(json.dumps(rows[0]) + '\n{"custom_id": "b"}\n')

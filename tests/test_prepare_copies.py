@@ -71,6 +71,21 @@ def test_a_parquet_copy_gives_the_hand_written_manifest(tmp_path):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.jpg")} == times  # nothing is written twice
 
 
+def test_a_hub_repository_gives_the_same_manifest(tmp_path, monkeypatch):
+    """The hub is out of reach here: in its place the library loads local files under the repository's name."""
+    import datasets
+
+    expected, real = flower_copy(tmp_path / "copy"), datasets.load_dataset
+    files = {split: str(tmp_path / "copy" / f"{split}-*.parquet") for split in ("train", "validation", "test")}
+
+    def load(name, **options):
+        assert name == "owner/flowers" and not options
+        return real("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert prepare("flowers", tmp_path, dataset="owner/flowers") == expected
+
+
 def test_one_file_without_splits_is_halved(tmp_path):
     folders = [name for names in official.CALTECH_FOLDERS.values() for name in names]
     names = [*folders, "BACKGROUND_Google", *class_names(BENCHMARKS["caltech"])]

@@ -53,7 +53,7 @@ def read_batch(api: OpenAI, file: Path) -> Iterator[tuple[str, str, Reply | None
     Raises UserError that names the file and the row for what is not a line of a results file.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 within an answer
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read ({error}): download the batch's output file again.") from None
     for number, line in enumerate(lines, start=1):
