@@ -124,6 +124,7 @@ def class_tree(folder, names):
         (folder / name / "b.jpg").write_bytes(official.jpeg(number))
         (folder / name / "a.PNG").write_bytes(official.jpeg(number))
         (folder / name / "notes.txt").write_text("no picture")
+        (folder / name / "._b.jpg").write_text("no picture either")
 
 
 def test_a_folder_of_pictures_gives_the_hand_written_manifest(tmp_path):

@@ -89,7 +89,9 @@ def fetch(url: str, file: Path) -> None:
             reason = type(error).__name__
         without_news = 0 if part.exists() and part.stat().st_size > have else without_news + 1
         time.sleep(min(without_news, 3))
-    raise UserError(f"{url} broke off again and again ({reason}): the same command goes on with {part}.")
+    raise UserError(
+        f"{url} brought nothing new in {ATTEMPTS} attempts ({reason}): the same command goes on where it broke off."
+    )
 
 
 def _receive(url: str, part: Path, have: int) -> int | None:

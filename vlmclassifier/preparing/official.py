@@ -203,7 +203,7 @@ def class_folders(folder: Path, finder: ClassFinder, split: str) -> list[Row]:
         index = finder.find(inner.name, str(folder))
         if index is None:
             continue
-        files = sorted(file for file in inner.rglob("*") if file.suffix.lower() in PICTURES)
+        files = sorted(file for file in inner.rglob("[!.]*") if file.suffix.lower() in PICTURES)  # ._x.jpg is macOS's
         rows += [Row(file, index, split) for file in files]
     return rows
 
