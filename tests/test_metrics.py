@@ -83,20 +83,46 @@ def test_fine_points_of_the_closed_world(output, none, several, echo):
     assert two is True  # all of a list of two
 
 
-def test_imagenet_has_synonyms_and_real_labels():
-    names = class_names(BENCHMARKS["imagenet"])
-    assert lemmas()[5] == ("electric ray", "crampfish", "numbfish", "torpedo") and names[5] == "electric ray"
-    rows = [said("a numbfish", "electric ray", names=names), said("a stingray", "electric ray", names=names)]
-    assert Scorer(names, "vlm").hits(rows)["contains_synonym"] == [True, False]
-    assert "contains_synonym" not in Scorer(names[:10], "vlm").hits([said("tench", "tench", names=names)])
-    file = next(name for name, classes in real_labels().items() if classes == (970, 795))
-    none = next(name for name, classes in real_labels().items() if not classes)
-    said_of = ((file, f"the {names[795]}"), (file, names[970]), (file, names[0]), (none, names[0]))
-    rows = [Prediction(f"{stem}.JPEG", names[0], 0, "Q", None, output, None, None) for stem, output in said_of]
-    assert Scorer(names, "vlm").hits(rows)["real"] == [True, True, False, None]
-    assert Scorer(names, "clip").hits(rows)["real"] == [False, True, False, None]  # CLIP's answer is a name
+IMAGENET = class_names(BENCHMARKS["imagenet"])
+AGREED = next(file for file, classes in real_labels().items() if classes == (970, 795))  # people saw two classes
+UNCLEAR = next(file for file, classes in real_labels().items() if not classes)  # people agreed on none
+
+
+@pytest.mark.parametrize(
+    ("output", "contained", "synonym"),
+    [
+        ("an electric ray", True, True),
+        ("a numbfish", False, True),  # another name of the class in WordNet
+        ("a CRAMPFISH", False, True),
+        ("a stingray", False, False),
+    ],
+)
+def test_imagenets_synonyms(output, contained, synonym):
+    assert lemmas()[5] == ("electric ray", "crampfish", "numbfish", "torpedo") and IMAGENET[5] == "electric ray"
+    shown = [hit(metric, output, "electric ray", names=IMAGENET) for metric in ("contains", "contains_synonym")]
+    assert shown == [contained, synonym]
+    assert hit("contains_synonym", output, "bee") is None  # other class lists have no WordNet names
+
+
+@pytest.mark.parametrize(
+    ("file", "output", "label", "kind", "accuracy", "real"),
+    [
+        (AGREED, f"the {IMAGENET[795]}", 0, "vlm", False, True),  # right for a class that people saw beside the label
+        (AGREED, IMAGENET[970], 970, "vlm", True, True),
+        (AGREED, IMAGENET[0], 0, "vlm", True, False),  # the label, which nobody saw
+        (UNCLEAR, IMAGENET[0], 0, "vlm", True, None),  # not counted
+        (AGREED, f"the {IMAGENET[795]}", 0, "clip", False, False),  # CLIP's answer is a name
+        (AGREED, IMAGENET[970], 0, "clip", False, True),
+        ("a/tench", IMAGENET[0], 0, "vlm", True, None),  # files without their ILSVRC names have no labels
+    ],
+)
+def test_what_people_saw_in_imagenets_pictures(file, output, label, kind, accuracy, real):
+    row = Prediction(f"val/{file}.JPEG", IMAGENET[label], label, "Q", None, output, None, None)
+    other = Prediction(f"val/{AGREED}.JPEG", IMAGENET[970], 970, "Q", None, "", None, None)
+    hits = Scorer(IMAGENET, kind).hits([row, other])
+    assert (hits["accuracy"][0], hits["real"]) == (accuracy, [real, False])
     assert validation_file("x/ILSVRC2012_val_00000017.JPEG") == "ILSVRC2012_val_00000017"
-    assert "real" not in Scorer(names, "vlm").hits([said("tench", "tench", names=names)])
+    assert "real" not in Scorer(IMAGENET, kind).hits([said("tench", "tench", names=IMAGENET)])
 
 
 @pytest.mark.parametrize(
