@@ -35,10 +35,15 @@ from vlmclassifier.preparing.manifests import (
     paper_rows,
     split_counts,
     with_splits,
-    write_file,
+    write_files,
 )
 from vlmclassifier.preparing.official import PICTURE_FOLDERS, READERS, Place, Row
 from vlmclassifier.records import UserError
+
+SAID = {
+    "official": "As in the paper.",
+    "copy": "The counts are the paper's; that this copy has the same pictures in its splits is not checked.",
+}
 
 
 @dataclass
@@ -77,19 +82,22 @@ def main(args: Args) -> None:
     """Read the rows, compare them with the paper's, write them."""
     benchmark = BENCHMARKS[args.benchmark]
     names = class_names(benchmark)
-    rows, is_papers = read(args, benchmark, ClassFinder(benchmark, names))
-    rows = with_splits(rows, benchmark, args.seed)
+    found, source = read(args, benchmark, ClassFinder(benchmark, names))
+    rows = with_splits(found, benchmark, args.seed)
     different = against_paper(rows, benchmark)
-    note = NOTE if different or not is_papers else ""
+    note = NOTE if different or source == "halves" else ""
     root = data_root(args, rows)
     manifest, classes = args.out / f"{benchmark.key}.jsonl", args.out / f"{benchmark.key}_classes.json"
-    write_file(classes, json.dumps(list(names), ensure_ascii=False, indent=2) + "\n", args.overwrite)
-    write_file(manifest, manifest_text(rows, names, root, note), args.overwrite)
+    texts = {classes: json.dumps(list(names), ensure_ascii=False, indent=2) + "\n",
+             manifest: manifest_text(rows, names, root, note)}  # fmt: skip
+    write_files(texts, args.overwrite)
     counts = ", ".join(f"{split} {count:,}" for split, count in split_counts(rows).items())
     print(f"{benchmark.title}: {len(rows):,} rows ({counts}) of {len(set(names))} class names")
+    if [row.split for row in found] != [row.split for row in rows]:
+        print(f"No row had the split {benchmark.test_split!r}: the splits above are ours (--seed {args.seed}).")
     if different:
         print(f"Mismatch: {different}.")
-    print(f"Every table will say {note!r} of these rows and compare them with nothing." if note else "As in the paper.")
+    print(f"Every table will say {note!r} of these rows and compare them with nothing." if note else SAID[source])
     if missing := [row.image for row in rows if not row.image.is_file()]:
         print(
             f"{len(missing):,} of the {len(rows):,} pictures are not there yet, the first {missing[0]}: put them there."
@@ -101,8 +109,8 @@ def main(args: Args) -> None:
     print(f"Next: python main_results/classify_clip.py --model clip-vit-l-336 --benchmark {benchmark.key}{flags}")
 
 
-def read(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[list[Row], bool]:
-    """The rows of the source that was named, and whether their split can be the paper's."""
+def read(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[list[Row], str]:
+    """The rows of the source that was named, and how sure it is that they are the paper's: a key of SAID, or halves."""
     if sum(source is not None for source in (args.archives, args.dataset, args.folder)) > 1:
         raise UserError("--archives, --dataset and --folder are three sources: name one of them.")
     home = home_of(args, benchmark)
@@ -112,7 +120,7 @@ def read(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[list[Ro
             raise UserError("--paper-manifests goes with the official pictures (--archives) or --folder.")
         file = find_paper_manifest(args.paper_manifests, benchmark)
         pictures = whole(args.folder) if args.folder else pictures_of(benchmark, place)
-        return paper_rows(file, benchmark, finder.names, pictures), True
+        return paper_rows(file, benchmark, finder.names, pictures), "official"
     if args.dataset:
         into = whole(args.data_root) / benchmark.title if args.data_root else home
         rows = read_dataset(args.dataset, into, finder, args.image_column, args.label_column)
@@ -120,7 +128,9 @@ def read(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[list[Ro
         rows = read_folder(whole(args.folder), finder)
     else:
         rows = READERS[benchmark.key](place, finder)
-    return rows, benchmark.key != "caltech"  # which has no public split
+    if benchmark.key == "caltech":  # which has no public split
+        return rows, "halves"
+    return rows, "copy" if args.dataset or args.folder else "official"
 
 
 def pictures_of(benchmark: Benchmark, place: Place) -> Path:

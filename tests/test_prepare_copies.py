@@ -11,6 +11,7 @@ from conftest import run_script, script
 from PIL import Image as PILImage
 
 from vlmclassifier.benchmarks import BENCHMARKS, class_names, load_evaluation
+from vlmclassifier.preparing import manifests
 from vlmclassifier.preparing.labels import ClassFinder
 from vlmclassifier.records import UserError
 from vlmclassifier.scoring.special import lemmas, synsets
@@ -60,10 +61,10 @@ def flower_copy(folder):
     ]  # fmt: skip
 
 
-def test_a_parquet_copy_gives_the_hand_written_manifest(tmp_path):
+def test_a_parquet_copy_gives_the_hand_written_manifest(tmp_path, capsys):
     expected = flower_copy(tmp_path / "copy")
     rows = prepare("flowers", tmp_path, dataset=str(tmp_path / "copy"))
-    assert rows == expected
+    assert rows == expected and "No row had the split" not in capsys.readouterr().out
     assert (tmp_path / "Flowers102" / "test" / "000007.jpg").read_bytes() == official.jpeg(7)  # the bytes themselves
     assert len(load_evaluation("flowers", root=tmp_path).examples) == 102
     times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.jpg")}
@@ -86,7 +87,7 @@ def test_a_hub_repository_gives_the_same_manifest(tmp_path, monkeypatch):
     assert prepare("flowers", tmp_path, dataset="owner/flowers") == expected
 
 
-def test_one_file_without_splits_is_halved(tmp_path):
+def test_one_file_without_splits_is_halved(tmp_path, capsys):
     folders = [name for names in official.CALTECH_FOLDERS.values() for name in names]
     names = [*folders, "BACKGROUND_Google", *class_names(BENCHMARKS["caltech"])]
     names = [name for name in names if name not in official.CALTECH_FOLDERS]
@@ -95,6 +96,14 @@ def test_one_file_without_splits_is_halved(tmp_path):
     assert len(rows) == 2 * (len(names) - 1)  # the background is left out
     assert Counter(r["split"] for r in rows if r["label"] == "face") == {"train": 2, "test": 2}
     assert {r["note"] for r in rows} == {"not the paper's split"}
+    assert "No row had the split 'test': the splits above are ours (--seed 0)." in capsys.readouterr().out
+
+
+def test_the_right_counts_of_a_copy_are_called_no_more_than_that(tmp_path, monkeypatch, capsys):
+    flower_copy(tmp_path / "copy")
+    monkeypatch.setattr(manifests, "PAPER_COUNTS", {"flowers": {"train": 204, "test": 102}})
+    rows = prepare("flowers", tmp_path, dataset=str(tmp_path / "copy"))
+    assert not any("note" in row for row in rows) and "same pictures in its splits is not" in capsys.readouterr().out
 
 
 def test_columns_can_be_named_and_labels_be_text(tmp_path):

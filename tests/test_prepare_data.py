@@ -226,6 +226,22 @@ def test_the_script_says_what_it_did(tmp_path):
     kept = run_script(*words, "--any-checksum", check=False)
     assert kept.returncode == 1 and "is there with other content: add --overwrite" in kept.stderr
     assert (tmp_path / "cars.jsonl").read_text() == "mine\n"
+    (tmp_path / "cars_classes.json").unlink()
+    run_script(*words, "--any-checksum", check=False)
+    assert not (tmp_path / "cars_classes.json").exists()  # both or none
+
+
+def test_nested_copies_of_the_cars_are_found(tmp_path, labels):
+    official.make_cars(tmp_path)
+    prepare("cars", tmp_path)
+    for name in ("cars_train", "cars_test"):
+        (tmp_path / name).rename(tmp_path / "x")
+        (tmp_path / name).mkdir()
+        (tmp_path / "x").rename(tmp_path / name / name)
+    for more in ({}, {"paper_manifests": labels}):
+        rows = prepare("cars", tmp_path, overwrite=True, **more)
+        there = [row for row in rows if (tmp_path / row["image"]).is_file()]
+        assert rows[0]["image"] == "cars_test/cars_test/00001.jpg" and len(there) == 392
 
 
 def link(kind: bytes) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from vlmclassifier.benchmarks import Benchmark, parse_row
-from vlmclassifier.preparing.official import Row, imagenet_fields
+from vlmclassifier.preparing.official import Row, imagenet_fields, nested
 from vlmclassifier.records import UserError
 
 # Rows of each split by the paper (section 0). ImageNet's train split is not needed by any table of main_results.
@@ -84,7 +84,8 @@ def paper_rows(file: Path, benchmark: Benchmark, names: Sequence[str], pictures:
             tail = parts[2:] if parts[:1] == ["data"] else parts  # data/Flowers102/jpg/...
             found = values.get("label_idx", index[values["label"]])
             more = imagenet_fields(found) if benchmark.key == "imagenet" else {}
-            rows.append(Row(pictures.joinpath(*tail), found, values["split"], more))
+            image = pictures.joinpath(*tail)
+            rows.append(Row(nested(image.parent) / image.name, found, values["split"], more))
     return rows
 
 
@@ -117,13 +118,13 @@ def manifest_text(rows: Sequence[Row], names: Sequence[str], data_root: Path, no
     return "".join(lines)
 
 
-def write_file(file: Path, text: str, overwrite: bool) -> None:
-    """Write a whole file or nothing; one that is the same stays. Raises UserError for one with other content."""
-    if file.exists() and file.read_text(encoding="utf-8") == text:
-        return
-    if file.exists() and not overwrite:
-        raise UserError(f"{file} is there with other content: add --overwrite to replace it, or choose another --out.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f".{file.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, file)
+def write_files(texts: dict[Path, str], overwrite: bool) -> None:
+    """Write whole files or nothing; one that is the same stays. Raises UserError for one with other content."""
+    changed = {file: text for file, text in texts.items() if not file.exists() or file.read_bytes() != text.encode()}
+    if not overwrite and (there := next((file for file in changed if file.exists()), None)):
+        raise UserError(f"{there} is there with other content: add --overwrite to replace it, or choose another --out.")
+    for file, text in changed.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f".{file.name}.new")
+        new.write_bytes(text.encode())
+        os.replace(new, file)

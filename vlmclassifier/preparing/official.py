@@ -124,11 +124,11 @@ def read_cars(place: Place, finder: ClassFinder) -> list[Row]:
     rows = []
     for split, file in (("test", test), ("train", devkit / "cars_train_annos.mat")):
         for name, number in _annotations(file, len(classes)):
-            rows.append(Row(_nested(folder / f"cars_{split}") / name, classes[number - 1], split))
+            rows.append(Row(nested(folder / f"cars_{split}") / name, classes[number - 1], split))
     return rows
 
 
-def _nested(folder: Path) -> Path:
+def nested(folder: Path) -> Path:
     """Some copies hold cars_train/cars_train/00001.jpg."""
     return folder / folder.name if (folder / folder.name).is_dir() else folder
 
