@@ -13,6 +13,7 @@ and is never asked for again: the same command asks about those pictures that ha
 environment and written nowhere.
 """
 
+import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from vlmclassifier.tables import run_folder, write_scores
 
 if TYPE_CHECKING:
     from vlmclassifier.api import Api
+    from vlmclassifier.api.asking import Patience
 
 SAMPLE = 200  # pictures whose sizes are read for the estimate
 
@@ -45,8 +47,10 @@ class Args:
     model_id: str | None = None
     """The id to ask for in place of the model's own: those of the paper are retired. Tables then say so."""
     base_url: str | None = None
-    """Another server. It must speak the language of the model's provider: OpenAI's, unless --model says otherwise
-    (vLLM, SGLang, transformers serve: http://HOST:PORT/v1)."""
+    """Another server, such as vLLM, SGLang or transformers serve: http://HOST:PORT/v1. --model is then the id that it
+    knows, whole."""
+    provider: Literal["openai", "anthropic", "google"] | None = None
+    """With --base-url: whose language the server speaks; without it OpenAI's, unless --model is one of the paper's."""
     key_variable: str | None = None
     """Environment variable with the key; without it the provider's own (OPENAI_API_KEY, ANTHROPIC_API_KEY,
     GOOGLE_API_KEY), and none for another server."""
@@ -78,9 +82,9 @@ class Args:
     seed: int = 0
     """Seed of the candidate lists; each is drawn from (seed, picture) alone."""
     concurrency: int = 16
-    """Calls at a time."""
+    """Calls at a time, at most 256."""
     timeout: float = 120.0
-    """Seconds after which an attempt is given up and repeated."""
+    """Seconds after which an attempt is given up and repeated: for the body of a response as a whole."""
     retries: int = 5
     """Attempts after the first, for errors that may pass (429, 5xx, time-outs, lost connections)."""
     prices: tuple[float, float] | None = None
@@ -101,7 +105,7 @@ def main(args: Args) -> None:
     from vlmclassifier.api.servers import Settings
 
     check(args)
-    spec = find_api(args.model, args.model_id, args.base_url)
+    spec = find_api(args.model, args.model_id, args.base_url, args.provider)
     offline = args.write_batch is not None or bool(args.read_batch)
     if offline and spec.provider != "openai":
         raise UserError(f"Batch files are OpenAI's, {spec.key} is {spec.provider}'s: leave the option out.")
@@ -116,24 +120,63 @@ def main(args: Args) -> None:
         return estimate(questions)
     if (pending := [way for way in questions if not way.run.complete]) and not args.read_batch:
         estimate(pending)
-    for way in questions:
-        if args.write_batch:
+    if args.write_batch:
+        for way in questions:
             way.write(api, args.write_batch)
-            continue
-        if args.read_batch:
-            way.read(api, args.read_batch)
-        elif not way.run.complete:
-            way.call(api)
-        finish(way)
+        return
+    if args.read_batch:
+        read_results(api, questions, args.read_batch)
+    ask_all(api, questions)
+
+
+def ask_all(api: "Api", ways: "Sequence[Questions]") -> None:
+    """Ask what is pending, unless results were read; merge and score every way, whatever happens to one of them.
+
+    Raises UserError at the end when pictures got no answer.
+    """
+    troubles = []
+    for way in ways:
+        try:
+            if not way.args.read_batch and not way.run.complete:
+                troubles.append(way.call(api))
+        finally:  # also after Ctrl-C and a refused key: what came is merged, and its cost is said
+            finish(way)
+        if troubles and troubles[-1].stop.is_set():
+            break  # the server is down, or no picture would do better
+    for trouble in troubles:
+        trouble.check()
+
+
+def read_results(api: "Api", ways: "Sequence[Questions]", files: tuple[Path, ...]) -> None:
+    """Record the answers in the results of batches. Raises UserError where none is to one of these questions."""
+    from vlmclassifier.api.batches import read_batch
+
+    results = [result for file in files for result in read_batch(api, file)]
+    known = {way.custom_id(example) for way in ways for example in way.task.examples}
+    if not any(identity in known for identity, _, _ in results):
+        raise UserError(f"{', '.join(map(str, files))} answers none of these questions, but those of another model, "
+                        "data set or setting: give the options with which the batch was written.")  # fmt: skip
+    for way in ways:
+        way.read(results)
 
 
 def check(args: Args) -> None:
     """Raise UserError for numbers that make no sense and for an address that is none."""
     cli.check_positive(limit=args.limit, max_new_tokens=args.max_new_tokens, max_side=args.max_side,
                        concurrency=args.concurrency)  # fmt: skip
-    if args.timeout <= 0 or args.retries < 0:
+    if not 0 < args.timeout < float("inf") or args.retries < 0:
         raise UserError("--timeout must be above 0 and --retries at least 0.")
-    address = urlsplit(args.base_url or "https://none")
+    if args.concurrency > 256:
+        raise UserError(f"--concurrency {args.concurrency} is more than one process does: give at most 256.")
+    if not all(0 <= number < float("inf") for number in (args.temperature or 0, *(args.prices or ()))):
+        raise UserError("--temperature and --prices must be numbers from 0 on.")
+    try:
+        address = urlsplit(args.base_url or "https://none")
+        address.port  # noqa: B018 - raises for one that is none
+    except ValueError as error:
+        raise UserError(
+            f"--base-url {args.base_url} is no address ({error}): write it as http://HOST:PORT/v1."
+        ) from None
     if address.scheme not in ("http", "https") or not address.netloc:
         raise UserError(f"--base-url {args.base_url} is no address: write it as http://HOST:PORT/v1.")
     if "@" in address.netloc or address.query:
@@ -191,56 +234,90 @@ class Questions:
         index, choices = example.class_index, question.choices
         return Prediction(example.id, example.label, index, prompt, choices, text, None, None, reply)
 
-    def call(self, api: "Api") -> None:
-        """Ask about every pending picture, several at a time; record every answer as it comes."""
+    @cached_property
+    def identity(self) -> str:
+        """What tells this run's requests from others: the whole configuration, but for the number of pictures."""
+        return hashlib.sha256(json.dumps(self.config | {"limit": None}, sort_keys=True).encode()).hexdigest()
+
+    def custom_id(self, example: Example) -> str:
+        """The name of a question in a batch."""
+        from vlmclassifier.api.batches import custom_id
+
+        return custom_id(self.identity, example.id)
+
+    def call(self, api: "Api") -> "Patience":
+        """Ask about every pending picture, several at a time; record every answer as it comes.
+
+        Pictures that got no answer the last time come last. Returns what got none this time.
+        """
         from vlmclassifier.api.asking import Patience, in_threads, interruptible
 
         def work(ids: list[str]) -> Prediction:
             example = self.examples[ids[0]]
             return self.predict(example, *api.ask(self.picture(example), self.ask(example)[1]))
 
-        stop = threading.Event()
+        stop, noted = threading.Event(), self.folder / "unanswered.json"
         patience, title = Patience(stop), f"{self.spec.key} on {self.task.benchmark.title}, {self.setting}"
+        failed = read_json(noted)
+        pending = self.run.pending(1, last=set(failed))
         with cli.progress([self.run], title) as advance, interruptible(stop):
-            for _, result in in_threads(self.run.pending(1), work, self.args.concurrency, stop):
+            for ids, result in in_threads(pending, work, self.args.concurrency, stop):
                 if isinstance(result, Exception):
                     patience.failed(result)
+                    failed[ids[0]] = str(result)
+                    write_json(noted, failed)
                     continue
                 patience.answered()
                 self.run.append([result])
+                failed.pop(ids[0], None)
                 advance()
-        if patience.reasons or patience.fatal:
-            self.run.finish()  # what came is merged
-            patience.check()
+        write_json(noted, failed)
+        return patience
 
     def write(self, api: "Api", folder: Path) -> None:
         """Write the pending questions as batch files."""
         from tqdm import tqdm
 
-        from vlmclassifier.api.batches import custom_id, write_batches
+        from vlmclassifier.api.batches import write_batches
 
+        if not self.pending:
+            print(f"{self.setting}: every picture has its answer, there is nothing to write.")
+            return
         pending = tqdm(self.pending, desc=f"{self.setting}, batch files", unit="pic")
-        asked = ((custom_id(self.setting, e.id), self.picture(e), self.ask(e)[1]) for e in pending)
+        asked = ((self.custom_id(e), self.picture(e), self.ask(e)[1]) for e in pending)
         files = write_batches(api, asked, folder, f"{self.run.folder.name}-batch")
         print(f"Written: {', '.join(map(str, files))}. Hand them in at OpenAI (purpose batch, /v1/chat/completions); "
               "then the same command with --read-batch RESULTS in place of --write-batch.")  # fmt: skip
 
-    def read(self, api: "Api", files: tuple[Path, ...]) -> None:
+    def read(self, results: Sequence[tuple[str, str, Reply | None]]) -> None:
         """Record the answers in the results of batches; what has one keeps it."""
-        from vlmclassifier.api.batches import custom_id, read_batch
-
-        pending = {custom_id(self.setting, example.id): example for example in self.pending}
+        pending = {self.custom_id(example): example for example in self.pending}
         failed, rows = [], []
-        for file in files:
-            for identity, text, reply in read_batch(api, file):
-                if identity in pending and reply is None:
-                    failed.append(text)
-                elif identity in pending:
-                    rows.append(self.predict(pending.pop(identity), text, reply))
+        for identity, text, reply in results:
+            if identity in pending and reply is None:
+                failed.append(text)
+            elif identity in pending:
+                rows.append(self.predict(pending.pop(identity), text, reply))
         if rows:
             self.run.append(rows)
         if failed:
             print(f"{self.setting}: {len(failed)} requests of the batch failed, the first with: {failed[0]}")
+
+
+def read_json(file: Path) -> dict[str, str]:
+    """What a small file of ours holds; nothing where it is absent or spoilt."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def write_json(file: Path, values: dict[str, str]) -> None:
+    """Keep these values in a small file; none leave no file."""
+    if values:
+        file.write_text(json.dumps(values, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
+    else:
+        file.unlink(missing_ok=True)
 
 
 def estimate(ways: Sequence[Questions]) -> None:

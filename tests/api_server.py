@@ -72,10 +72,33 @@ class Handler(BaseHTTPRequestHandler):
             self.send(401, error_of(self.path, 401, f"Incorrect API key provided: {key}"))
         elif deed == "unknown model":
             self.send(404, error_of(self.path, 404, "no such model"))
-        elif deed == "used up":
-            self.send(429, error_of(self.path, 429, "You exceeded your quota", code="insufficient_quota"))
+        elif deed == "used up":  # each in its own words
+            words = {
+                "openai": (
+                    429,
+                    "You exceeded your current quota, please check your plan and billing details.",
+                    "insufficient_quota",
+                ),
+                "anthropic": (400, "Your credit balance is too low to access the Anthropic API.", ""),
+            }
+            status, text, code = words["anthropic" if self.path.startswith("/v1/messages") else "openai"]
+            self.send(status, error_of(self.path, status, text, code=code))
+        elif deed == "per minute":  # a limit that passes speaks of the bill too
+            text = "You exceeded your current quota, please check your plan and billing details."
+            body = json.loads(error_of(self.path, 429, text, code="rate_limit_exceeded"))
+            if "generateContent" in self.path:
+                info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s"}
+                body["error"]["details"] = [info]
+            self.send(429, json.dumps(body).encode())
         elif deed == "policy":
-            self.send(400, error_of(self.path, 400, "rejected by the safety system", code="content_policy_violation"))
+            words = (
+                "Output blocked by content filtering policy"
+                if self.path.startswith("/v1/messages")
+                else ("rejected by the safety system")
+            )
+            self.send(400, error_of(self.path, 400, words, code="content_policy_violation"))
+        elif deed == "half a character":
+            self.send(200, json.dumps(answer_of(self.path, body, "ok", "a cat \ud83d")).encode())
         elif isinstance(deed, tuple):  # 429 with a Retry-After
             self.send(deed[0], error_of(self.path, deed[0], "slow down"), {"Retry-After": str(deed[1])})
         elif isinstance(deed, int):

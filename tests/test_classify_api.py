@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,8 @@ def test_nothing_is_lost_and_no_recorded_answer_is_asked_again(world, tmp_path):
         assert len(server.calls) == COUNT
         assert first.returncode == 1 and f"{stubborn} pictures got no answer, most often: 500" in first.stderr
         assert "Traceback" not in first.stderr and "Estimate, some-model: 30 calls" in first.stdout
+        assert f"Used: {COUNT - stubborn} calls, " in first.stdout  # what came is paid for
+        assert len(json.loads((out / "unanswered.json").read_text())) == stubborn
         record, rows = read_run(out)
         assert len(rows) == COUNT - stubborn and record["finished"] is None
         second = ask(world, server, out)
@@ -84,6 +87,7 @@ def test_nothing_is_lost_and_no_recorded_answer_is_asked_again(world, tmp_path):
     finishes = [row.reply.finish for row in rows]
     assert {"stop", "empty", "refusal"} <= set(finishes) and {row.output for row in rows} >= {"", "a photo of a cat"}
     assert record["config"]["model_id"] == "some-model" and "openai" in record["sessions"][0]["versions"]
+    assert not (out / "unanswered.json").exists()
     usage = json.loads((out / "usage.json").read_text())
     assert usage == {"calls": COUNT, "input_tokens": 3000, "output_tokens": 210, "prices": None, "dollars": None}
     scores = (out / "scores.csv").read_text()
@@ -104,18 +108,21 @@ def test_the_rows_do_not_depend_on_interruption_or_concurrency(world, tmp_path):
         out = tmp_path / name
         with Server(lambda picture, call: time.sleep(0.15) or "ok") as server:
             command = words(world, server, out, "--concurrency", "3", "--candidates", "2", "--chain-of-thought")
-            process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.PIPE,
-                                       env={**os.environ, "TEST_KEY": KEY}, text=True)  # fmt: skip
+            process = subprocess.Popen(
+                [sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, "TEST_KEY": KEY}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
             while sum(server.answered.values()) < 9:
                 time.sleep(0.02)
             process.send_signal(number)
-            _, error = process.communicate(timeout=60)
+            said, error = process.communicate(timeout=60)
             assert process.returncode == (130 if number == signal.SIGINT else -9)
             time.sleep(0.5)  # what the server was still sending
             rows = sum(part.read_bytes().count(b"\n") for part in [*out.glob("part-*"), *out.glob("predictions*")])
             answered = dict(server.answered)
             if number == signal.SIGINT:  # what was under way is paid for: it is recorded
                 assert rows == sum(answered.values()) < COUNT and "waiting for the calls under way" in error
+                assert f"Used: {rows} calls, " in said
             assert rows >= sum(answered.values()) - 3
             ask(world, server, out, "--candidates", "2", "--chain-of-thought")
             again = sum(server.answered.values()) - COUNT
@@ -128,6 +135,31 @@ def test_a_server_that_is_down_ends_the_run_early(world, tmp_path):
         done = ask(world, server, tmp_path / "run", "--retries", "0", "--concurrency", "2", check=False)
         assert done.returncode == 1 and "in a row failed, so no more were asked" in done.stderr
         assert 20 <= sum(server.calls.values()) < COUNT
+
+
+def test_pictures_that_never_get_an_answer_hold_up_no_others(world, tmp_path):
+    """Twenty of thirty always get an error: the others come first the next time, in every way of asking."""
+    bad: list[str] = []  # in the order of the first call
+
+    def plan(picture: str, call: int):
+        if picture not in bad:
+            bad.append(picture)
+        return 400 if bad.index(picture) < most else "ok"
+
+    most = 20
+
+    with Server(plan) as server:
+        both = ["--candidates", "none", "2", "--concurrency", "1", "--retries", "0"]
+        first = ask(world, server, tmp_path / "run", *both, check=False)
+        assert first.returncode == 1 and "20 in a row failed" in first.stderr
+        second = ask(world, server, tmp_path / "run", *both, check=False)
+        assert second.returncode == 1 and "open_world: 10 of 30 pictures have an answer" in second.stdout
+        most = 1
+        last = ask(world, server, tmp_path / "run", *both, check=False)
+        assert last.returncode == 1 and "1 pictures got no answer, most often: 400" in last.stderr
+    for way in ("open_world", "2_classes"):
+        assert len(read_run(tmp_path / f"run-{way}")[1]) == COUNT - 1
+        assert len(json.loads((tmp_path / f"run-{way}" / "unanswered.json").read_text())) == 1
 
 
 @pytest.mark.parametrize("deed", ["wrong key", "used up"])
@@ -171,6 +203,13 @@ def test_batch_files_stand_in_for_calls(world, tmp_path):
     assert "accuracy 33.3%" in done.stdout and "Used: 30 calls, 150 tokens in, 30 tokens out: 0.00" in done.stdout
     record, rows = read_run(tmp_path / "run")
     assert record["finished"] and {row.reply.model for row in rows} == {"some-model-2"}
+    assert "there is nothing to write" in run_script(*batch, "--write-batch", tmp_path / "batches").stdout
+    own[-1] = tmp_path / "other"
+    for change in (["--model", "openai/other-model"], ["--model", "openai/some-model", "--candidates", "2"]):
+        wrong = run_script(SCRIPT, *own, *change, "--read-batch", results, check=False)
+        assert wrong.returncode == 1 and "answers none of these questions" in wrong.stderr
+        assert not read_run(tmp_path / "other")[1]
+        shutil.rmtree(tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -183,6 +222,12 @@ def test_batch_files_stand_in_for_calls(world, tmp_path):
         ({"model": "google/x", "write_batch": "batches"}, "Batch files are OpenAI's"),
         ({"model": "openai/x"}, "The environment variable OPENAI_API_KEY is not set"),
         ({"concurrency": 0}, "--concurrency 0 is below 1"),
+        ({"concurrency": 100_000}, "give at most 256"),
+        ({"timeout": float("nan")}, "--timeout must be above 0"),
+        ({"temperature": float("nan")}, "must be numbers from 0 on"),
+        ({"prices": (-1.0, 2.0)}, "must be numbers from 0 on"),
+        ({"base_url": "http://[bad/v1"}, "is no address"),
+        ({"base_url": "http://host:port/v1"}, "is no address"),
         ({"candidates": ("9",)}, "--candidates 9 is outside 2 to 3"),
     ],
 )

@@ -49,6 +49,15 @@ def test_a_whole_run(tmp_path):
     assert record["started"] <= record["finished"] and record["sessions"][0]["versions"]["torch"]
 
 
+def test_some_ids_can_be_left_to_the_end(tmp_path):
+    run, ids = open_run(tmp_path, CONFIG, order(6)), order(6)
+    taken = []
+    for batch in run.pending(1, last=set(ids[:2])):
+        taken += batch
+        run.append([answer(i) for i in batch])
+    assert taken == [*ids[2:], *ids[:2]] and [row.example_id for row in run.finish()] == ids
+
+
 def test_looking_at_what_is_recorded_changes_nothing(tmp_path):
     assert recorded(tmp_path / "none", CONFIG) == [] and not (tmp_path / "none").exists()
     run = open_run(tmp_path, CONFIG, order(10))

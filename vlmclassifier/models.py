@@ -104,25 +104,30 @@ def find_model(key: str, kind: Kind) -> ModelSpec:
     )
 
 
-def find_api(key: str, model_id: str | None = None, base_url: str | None = None) -> ModelSpec:
+def find_api(
+    key: str, model_id: str | None = None, base_url: str | None = None, provider: str | None = None
+) -> ModelSpec:  # fmt: skip
     """The spec of an API's model: a registered key, PROVIDER/ID, or any id of the server at `base_url`.
 
-    `model_id` stands in for the registered id. Raises UserError for an unknown key and for a provider that is none.
+    `model_id` stands in for the registered id. `provider`: whose language the server at `base_url` speaks, OpenAI's
+    where nothing is said; an id such as google/gemma-3-4b-it is passed on whole. Raises UserError for an unknown key.
     """
     providers = sorted({str(spec.provider) for spec in MODELS.values() if spec.kind == "api"})
     if key in MODELS:
         spec = find_model(key, "api")
-    elif key.split("/")[0] in providers and key.split("/", 1)[-1]:
-        provider, _, name = key.partition("/")
-        spec = ModelSpec(key.replace("/", "-"), "api", name, provider=provider)
     elif base_url is not None:
-        spec = ModelSpec(key.replace("/", "-"), "api", key, provider="openai")
+        spec = ModelSpec(key.replace("/", "-"), "api", key, provider=provider or "openai")
+    elif key.split("/")[0] in providers and key.split("/", 1)[-1]:
+        own, _, name = key.partition("/")
+        spec = ModelSpec(key.replace("/", "-"), "api", name, provider=own)
     else:
         names = [name for name, spec in MODELS.items() if spec.kind == "api"]
         raise UserError(
             f"Unknown model {key!r}: choose one of {', '.join(names)}, PROVIDER/ID with one of {', '.join(providers)}, "
             "or add the --base-url of a server that speaks OpenAI's language."
         )
+    if provider and provider != spec.provider:
+        raise UserError(f"{key} speaks the language of {spec.provider}: --provider goes with --base-url.")
     if model_id:  # prices are those of an id
         spec = replace(spec, source=model_id, prices=spec.prices if model_id == spec.source else None)
     return spec

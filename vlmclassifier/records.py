@@ -82,7 +82,8 @@ def to_line(record: Prediction | Score) -> str:
     values = asdict(record)
     if "reply" in values and values["reply"] is None:
         del values["reply"]
-    return json.dumps(values, ensure_ascii=False) + "\n"
+    line = json.dumps(values, ensure_ascii=False) + "\n"
+    return line.encode("utf-8", "replace").decode()  # half a character, which a server may send, is no UTF-8
 
 
 def prediction_from_line(line: str) -> Prediction:

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,13 +55,15 @@ class Run:
         """Whether every example of the order has a row."""
         return self.done.issuperset(self.order)
 
-    def pending(self, batch_size: int) -> Iterator[list[str]]:
+    def pending(self, batch_size: int, last: Collection[str] = ()) -> Iterator[list[str]]:
         """Yield lists of example ids that nobody has answered or is working on, until every id has a row.
+
+        `last`: ids that are left to the end.
 
         Waits at the end for other processes; a lease that its holder lost (by dying) is taken over. Processes of other
         batch sizes cut other leases: they may compute a row twice, but the merged file has it once.
         """
-        for (left,) in pending_together([self], batch_size):
+        for (left,) in pending_together([self], batch_size, last):
             yield left
 
     def _lease(self, start: int, ids: Sequence[str]) -> list[str]:
@@ -285,13 +287,17 @@ def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: 
     return run
 
 
-def pending_together(runs: Sequence[Run], batch_size: int) -> Iterator[list[list[str]]]:
+def pending_together(
+    runs: Sequence[Run], batch_size: int, last: Collection[str] = ()
+) -> Iterator[list[list[str]]]:  # fmt: skip
     """As `Run.pending` for several runs over the same order: of every lease the ids that each run still wants.
 
     So several questions about a picture can share what they have in common.
     """
     order = runs[0].order
     todo = {start: order[start : start + batch_size] for start in range(0, len(order), batch_size)}
+    if last:
+        todo = dict(sorted(todo.items(), key=lambda lease: all(i in last for i in lease[1])))
     while todo:
         for start, ids in list(todo.items()):
             held = list(itertools.takewhile(lambda run: run._lock_byte(start), runs))  # noqa: B023 - used at once
@@ -338,7 +344,9 @@ def _refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -
     keys = [key for key in {**old, **new} if key not in EXTENDABLE and old.get(key) != new.get(key)]
     if keys:
         shown = "; ".join(f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} now" for key in keys)
-        raise UserError(f"{folder} holds a run of another configuration ({shown}): choose another --out or remove it.")
+        raise UserError(
+            f"{folder} holds a run of another configuration ({shown}): remove it, or choose another one (--out)."
+        )
 
 
 def _short(value: Any) -> str:

@@ -65,6 +65,7 @@ class Patience:
     def __init__(self, stop: threading.Event) -> None:
         self.stop, self.reasons, self.in_a_row = stop, Counter(), 0
         self.fatal: Exception | None = None
+        self.over = 0  # how many in a row ended the run
 
     def answered(self) -> None:
         """Note an answer."""
@@ -79,6 +80,7 @@ class Patience:
         self.reasons[str(error)] += 1
         self.in_a_row += 1
         if self.in_a_row >= PATIENCE:
+            self.over = self.in_a_row
             self.stop.set()
 
     def check(self) -> None:
@@ -87,7 +89,7 @@ class Patience:
             raise self.fatal
         if self.reasons:
             (reason, _), count = self.reasons.most_common(1)[0], sum(self.reasons.values())
-            enough = f" The last {self.in_a_row} in a row failed, so no more were asked." if self.stop.is_set() else ""
+            enough = f" {self.over} in a row failed, so no more were asked." if self.over else ""
             raise UserError(
                 f"{count} pictures got no answer, most often: {reason}.{enough} The answers that came are recorded; "
                 "the same command asks about the others again."

@@ -1,19 +1,23 @@
 """OpenAI's batch files: requests are written to be handed in, and their results are read back."""
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vlmclassifier.api.servers import OpenAI
+from vlmclassifier.api.servers import OpenAI, is_refusal
 from vlmclassifier.records import Reply, UserError
 
 MOST_LINES, MOST_BYTES = 50_000, 190_000_000  # of one file: OpenAI takes 50,000 requests and 200 MB
 
 
-def custom_id(setting: str, example_id: str) -> str:
-    """The name of a request: at most 64 characters, the same on every machine."""
-    return hashlib.sha256(f"{setting}\n{example_id}".encode()).hexdigest()[:40]
+def custom_id(run: str, example_id: str) -> str:
+    """The name of a request: at most 64 characters, the same on every machine.
+
+    `run`: what tells the run from others; so the results of another model or another question are not taken for its.
+    """
+    return hashlib.sha256(f"{run}\n{example_id}".encode()).hexdigest()[:40]
 
 
 def write_batches(api: OpenAI, asked: Iterable[tuple[str, bytes, str]], folder: Path, name: str) -> list[Path]:
@@ -22,7 +26,7 @@ def write_batches(api: OpenAI, asked: Iterable[tuple[str, bytes, str]], folder: 
     Raises UserError where files of this name lie there already.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if old := sorted(folder.glob(f"{name}-*.jsonl")):
+    if old := sorted(folder.glob(f"{glob.escape(name)}-*.jsonl")):
         raise UserError(f"{old[0]} exists already: hand it in, or remove the files of {name} first.")
     files: list[Path] = []
     lines = size = 0
@@ -63,9 +67,11 @@ def read_batch(api: OpenAI, file: Path) -> Iterator[tuple[str, str, Reply | None
             values = json.loads(line)
             identity, response, error = values["custom_id"], values["response"], values.get("error")
             if error or response["status_code"] != 200:
-                yield identity, api.clean(error or response["body"]), None
-                continue
-            text, reply = api.read(response["body"])
+                text, reply = api.clean(error or response["body"]), None
+                if response and response["status_code"] == 400 and is_refusal(json.dumps(response["body"])):
+                    text, reply = "", Reply("refusal", api.model, 0, 0)
+            else:
+                text, reply = api.read(response["body"])
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(
                 f"{file} row {number} is not a line of a batch's results ({api.clean(repr(error))}): give the output "

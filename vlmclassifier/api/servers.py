@@ -6,7 +6,9 @@ the SDK's client, nowhere else: every message from outside is searched for the k
 
 import base64
 import io
+import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +26,13 @@ if TYPE_CHECKING:
 JPEG_QUALITY = 95
 LONGEST_WAIT = 120  # seconds of a Retry-After that are waited for, as in the SDKs of OpenAI and Anthropic
 READINGS = 3  # a response that is not the promised JSON is asked for again; the SDKs themselves take it for an answer
-REFUSALS = ("content_policy", "content_filter", "content management policy", "safety system")  # in an error 400
-USED_UP = ("insufficient_quota", "credit balance", "billing")  # no waiting helps
+REFUSALS = (  # in an error 400
+    "content_policy", "content_filter", "content management policy", "content filtering policy", "safety system",
+    "invalid_prompt", "usage policy",
+)  # fmt: skip
+USED_UP = ("insufficient_quota", "credit balance is too low")  # no waiting helps; a limit per minute has other words
+KEY = re.compile(r"[!-~]+")  # what a header can hold
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class NoAnswer(Exception):
@@ -38,7 +45,7 @@ class Settings:
 
     max_new_tokens: int | None = None  # None: the server's own limit
     temperature: float | None = None  # None: the server's own
-    timeout: float = 120.0  # seconds, of one attempt as a whole
+    timeout: float = 120.0  # seconds: for the head of a response between two pieces of it, for its body as a whole
     retries: int = 5
 
 
@@ -98,23 +105,25 @@ class Api:
                 "valid one and run the same command again; what is recorded stays."
             ) from None
         if status == 404:
+            remedy = "the paper's models are retired" if self.base_url == self.url else (
+                "or mend --base-url, which ends in /v1 at servers that speak OpenAI's language")  # fmt: skip
             raise UserError(
                 f"{self.host} does not know the model {self.model} (404: {text}): name one that it serves with "
-                "--model-id; the paper's models are retired."
+                f"--model-id; {remedy}."
             ) from None
         if any(word in words for word in USED_UP):
             raise UserError(
                 f"The account at {self.host} is used up ({status}: {text}): fill it and run the same command again; "
                 "what is recorded stays."
             ) from None
-        if status == 400 and any(word in words for word in REFUSALS):
+        if status == 400 and is_refusal(words):
             return Reply("refusal", self.model, 0, 0)
         raise NoAnswer(f"{status or type(error).__name__}: {text}") from None
 
     def clean(self, error: object) -> str:
         """The first words of a message from outside, without the key."""
-        text = " ".join(str(error).split())
-        return (text.replace(self._key, "[key]") if self._key else text)[:200]
+        text = str(error).replace(self._key, "[key]") if self._key else str(error)
+        return " ".join(text.split())[:200]
 
     def connect(self) -> Any:
         """The SDK's client."""
@@ -266,16 +275,30 @@ def find_key(api: Api, base_url: str | None, variable: str | None) -> tuple[str,
 
     Raises UserError where it is not set.
     """
+    if variable and not VARIABLE.fullmatch(variable):  # the key itself, perhaps: it is not repeated
+        raise UserError("--key-variable wants the name of an environment variable, such as MY_KEY, not a key.")
     names = (variable,) if variable else () if base_url else api.variables
     for name in names:
         if value := os.environ.get(name, "").strip():
+            if not KEY.fullmatch(value):
+                raise UserError(
+                    f"The environment variable {name} holds white space or other characters that no key has: put the "
+                    "key alone there."
+                )
             return name, value
+    if variable:
+        raise UserError("The environment variable that --key-variable names is not set: put the key there.")
     if names:
         raise UserError(
             f"The environment variable {' or '.join(names)} is not set: put the key for {api.host} there (it is never "
             "read from a file or an argument)."
         )
     return "that --key-variable names", ""
+
+
+def is_refusal(words: str) -> bool:
+    """Whether an error 400 means that the server will not answer about this picture."""
+    return any(word in words for word in REFUSALS)
 
 
 def reply(text: str, refused: bool, cut: bool, model: str, input_tokens: int, output_tokens: int) -> Reply:
@@ -294,7 +317,7 @@ def encode_picture(image: Image.Image, max_side: int) -> bytes:
 
 
 def patient_client(timeout: float, waits: bool = False) -> "httpx2.Client":
-    """An HTTP client with a limit for an attempt as a whole: a server that sends byte by byte would hold it for ever.
+    """An HTTP client with a limit for a body as a whole: a server that sends byte by byte would hold it for ever.
 
     It follows no redirect, which would carry the key to another host. `waits`: wait for a Retry-After before the SDK
     sees the response.
@@ -314,7 +337,7 @@ def patient_client(timeout: float, waits: bool = False) -> "httpx2.Client":
                 # Google's SDK repeats what could not be connected, but not what was cut off.
                 raise httpx2.ConnectError(str(error), request=request) from error
             if waits and response.status_code in (429, 503):
-                wait_as_told(response.headers.get("retry-after"))
+                wait_as_told(response.headers.get("retry-after") or delay_in(body))
             headers = [(name, value) for name, value in response.headers.multi_items()
                        if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")]  # fmt: skip
             return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
@@ -328,6 +351,15 @@ def patient_client(timeout: float, waits: bool = False) -> "httpx2.Client":
         return bytes(body)
 
     return Patient(timeout=timeout)
+
+
+def delay_in(body: bytes) -> str | None:
+    """The seconds that Google's errors name in their body: {"retryDelay": "34s"} among the details."""
+    try:
+        details = json.loads(body)["error"]["details"]
+        return next(str(detail["retryDelay"]).removesuffix("s") for detail in details if "retryDelay" in detail)
+    except (ValueError, LookupError, TypeError, StopIteration):
+        return None
 
 
 def wait_as_told(seconds: str | None, sleep: Callable[[float], None] = time.sleep) -> None:
