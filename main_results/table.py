@@ -31,6 +31,7 @@ from vlmclassifier.tables import (
     markdown,
     not_applicable,
     wide_table,
+    write_scores,
     write_tables,
 )
 
@@ -123,11 +124,12 @@ def take_in(args: Args) -> None:
     names = class_names(find_benchmark(args.benchmark, args.classes))
     asked = ways([args.candidates], [args.order], [args.wording], names, args.chain_of_thought)
     ((setting, way),) = asked.items()
-    folder = args.outputs / f"{args.model}-{Path(args.benchmark).stem}-{setting}-imported"
+    folder = args.outputs / f"{args.model}-{Path(args.benchmark).stem}-{setting}-imported-{args.import_file.stem}"
     told = (args.model, args.benchmark, args.classes, way, args.chain_of_thought)
     rows, repeats = import_run(args.import_file, folder, *told)
     if setting not in WORLDS:
         print(f"Note: {setting} belongs to the tables of inference_analysis/table.py.", file=sys.stderr)
+    write_scores(folder, "main_results", "table1")
     doubled = f" ({repeats} rows about a picture that had one already are left out)" if repeats else ""
     print(f"{rows} answers of {args.import_file}{doubled} are now the run {folder}.", file=sys.stderr)
 

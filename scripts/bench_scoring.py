@@ -3,8 +3,9 @@
     python scripts/bench_scoring.py
     python scripts/bench_scoring.py --answers 5000 --sample 200
 
-The answers are made up: one to three class names, some in the plural, in sentences that differ, half of them to a
-question that lists candidates. The last line is one JSON object:
+The answers are made up: one to three class names, some in the plural, in sentences that differ. Half of them answer a
+question that lists all names in an order of its own; of these one in ten repeats twenty of them, one in a hundred the
+whole list. The last line is one JSON object:
 seconds: processor time of all metrics (but "semantic", which is a model's) on all answers, on one core: those about
 ImageNet's 1,000 names, and as many about the 196 cars, for "make_model"; medians over the repeats.
 ratio_vs_naive: all metrics on a sample of ImageNet's answers with a double loop over answers and names, over the same
@@ -28,6 +29,7 @@ SENTENCES = (
     "The object in this photo is a {}.", "{}", "A {} and {}, photographed at {} o'clock.", "I see two {}: it is {}.",
     "This looks like a {}, though it might be a {} or a {}; the picture has {} shades.", "An old thing, number {}.",
 )  # fmt: skip
+LISTS = 99  # orders of the candidates; each is shared by some questions, to save memory
 
 
 @dataclass
@@ -65,13 +67,16 @@ class DoubleLoop(Mentions):
 
 def made_up(names: tuple[str, ...], count: int, seed: int) -> list[Prediction]:
     """Answers about ImageNet's validation files; answer i depends on (seed, i) alone."""
-    rows, distinct = [], tuple(dict.fromkeys(names))
+    rows, lists = [], [tuple(random.Random(f"{seed}:list {i}").sample(names, len(names))) for i in range(LISTS)]
+    lists = [tuple(dict.fromkeys(some)) for some in lists]
     for number in range(count):
         rng = random.Random(f"{seed}:{number}")
         index = rng.randrange(len(names))
         words = [rng.choice([names[index], rng.choice(names), plural(rng.choice(names))]) for _ in range(3)]
         output = rng.choice(SENTENCES).format(*words, number)
-        choices = tuple(rng.sample(distinct, 20)) if number % 2 else None
+        choices = lists[number % LISTS] if number % 2 else None
+        if choices and number % 20 == 1:
+            output = ", ".join(choices if number % 200 == 1 else choices[:20])
         file = f"ILSVRC2012_val_{number % 50_000 + 1:08}.JPEG"
         rows.append(Prediction(file, names[index], index, "Q", choices, output, None, None))
     return rows

@@ -80,14 +80,19 @@ def test_the_script_imports_scores_and_tables(tmp_path, capsys):
     done = run_script(*words)
     assert "100 answers" in done.stderr and "(1 rows about a picture" in done.stderr
     assert "LLaVA1.5-7B (imported)" in done.stdout and "n=100 (5.9, +0.1, inside)" in done.stdout
-    folder = tmp_path / "runs" / "llava-1.5-7b-flowers-open_world-imported"
+    folder = tmp_path / "runs" / "llava-1.5-7b-flowers-open_world-imported-theirs"
+    assert (folder / "scores.csv").exists() and "rose" in (folder / "classes.csv").read_text()
     before = (folder / "predictions.jsonl").read_bytes()
     assert run_script(*words).stdout == done.stdout and (folder / "predictions.jsonl").read_bytes() == before
     long = pd.read_csv(tmp_path / "runs" / "table1.csv").query("model == 'LLaVA1.5-7B (imported)'").set_index("metric")
     assert long.loc["accuracy", "paper"] == 5.9 and long.loc["no_class", "value"] == 94.0
     write(tmp_path, row(0, "rose", pred="rose"))  # the file has changed since
     wrong = run_script(*words, check=False)
-    assert wrong.returncode == 1 and "another configuration (sha256" in wrong.stderr
+    assert wrong.returncode == 1 and "another configuration (sha256" in wrong.stderr and "remove it" in wrong.stderr
+    other = write(tmp_path, row(200, "rose", output="x \ud83d", pred="half \ud83d")).rename(tmp_path / "other.jsonl")
+    words[words.index(file)] = other  # a second file of the same cell is a run of its own
+    done = run_script(*words)
+    assert "several runs: the one with the most examples" in done.stdout and "n=100 (5.9" in done.stdout
 
 
 BAD = {

@@ -52,6 +52,26 @@ def test_worked_cases(output, label, contained, words, unique):
     assert hit("no_class", output, label) is (output == "")
 
 
+@pytest.mark.parametrize(
+    ("name", "other", "answer", "words"),
+    [
+        ("かき", "かぎ", "かぎ", False),  # marks that are no accents tell words apart
+        ("पता", "पति", "पति", False),
+        ("पता", "पति", "यह पता है", True),
+        ("猫", "犬", "这是一只猫。", True),  # no spaces between words
+        ("ガラス", "カラス", "ガラスです", True),
+        ("cat", "dog", "a c\u00adat", True),  # a soft hyphen
+        ("ёлка", "стол", "Елка", True),  # Cyrillic accents are left out as Latin ones are
+        ("ΆΝΘΟΣ", "x", "ανθος", True),
+        ("Straße", "x", "STRASSE", True),
+        ("ﬁg", "x", "a fig", True),  # a ligature
+    ],
+)
+def test_words_of_other_scripts(name, other, answer, words):
+    shown = Scorer((name, other), "vlm").hits([said(answer, name, names=(name, other))])
+    assert (shown["contains_words"], shown["unique"]) == ([words], [words])
+
+
 def test_words_and_plurals():
     assert plain_words("  Saint-Bernard's ＤＯＧ_house (big) ") == "saint bernard s dog house big"
     assert [plural(w) for w in ("cat", "box", "berry", "toy", "bus", "finch")] == [
@@ -65,7 +85,7 @@ def test_words_and_plurals():
     [
         ("bee", False, False, False),
         ("a dog", True, False, False),
-        ("great white shark", True, False, False),  # a class, but no candidate: its part "shark" is one
+        ("great white shark", False, False, False),  # no candidate itself, but its part "shark" is one
         ("bee or shark", False, True, False),
         ("crane, bird", False, False, False),  # one candidate with a comma, not two
         ("bee, crane, bird, shark", False, True, True),
@@ -75,7 +95,6 @@ def test_words_and_plurals():
 )
 def test_fine_points_of_the_closed_world(output, none, several, echo):
     choices = ("bee", "crane, bird", "shark", "box")
-    none = False if output == "great white shark" else none
     shown = [hit(m, output, "bee", choices) for m in ("no_candidate", "several_candidates", "echo")]
     assert shown == [none, several, echo]
     assert hit("echo", output, "bee") is None  # the open world has no list
@@ -195,9 +214,15 @@ def test_the_nearest_class_in_meaning(encoder, output, label, choices, contained
 def test_a_folder_that_is_no_encoder_is_named(tmp_path, encoder):
     with pytest.raises(UserError, match="has no modules.json"):
         Encoder(tmp_path)
-    (tmp_path / "modules.json").write_text("[]x")
+    for spoilt in ("[]x", "[1]", '[{"type": "nothing.Known", "path": ""}]'):
+        (tmp_path / "modules.json").write_text(spoilt)
+        with pytest.raises(UserError, match="cannot be loaded"):
+            Encoder(tmp_path)
+    encoder.model.save(str(tmp_path / "whole"))
+    for file in (tmp_path / "whole").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(UserError, match="cannot be loaded"):
-        Encoder(tmp_path)
+        Encoder(tmp_path / "whole")
 
 
 def test_differences_count_and_name_the_answers():

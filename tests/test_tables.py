@@ -10,9 +10,10 @@ from conftest import script
 from PIL import Image
 
 from vlmclassifier.benchmarks import BENCHMARKS, class_names, load_evaluation
-from vlmclassifier.records import Prediction, UserError
+from vlmclassifier.records import Prediction, UserError, to_line
 from vlmclassifier.runs import open_run
-from vlmclassifier.tables import collect_scores, compare, markdown, not_applicable, wide_table, write_scores
+from vlmclassifier.scoring.special import real_labels
+from vlmclassifier.tables import collect_scores, compare, details, markdown, not_applicable, wide_table, write_scores
 
 PAPER = Path("main_results/paper.csv")
 MODELS = list(pd.read_csv(PAPER)["model"].unique())
@@ -97,6 +98,18 @@ def test_imported_answers_stand_beside_the_papers_number(tmp_path):
     assert cell(tmp_path, "LLaVA1.5-7B (imported)", "open_world", "cars") == "N/A"  # nothing was imported there
     make_run(tmp_path / "part", 60, 1000, imported="x", split="train")  # another split is not the paper's cell
     assert cell(tmp_path, "LLaVA1.5-7B (split train, imported)", "open_world", "flowers") == "6.0 [4.7, 7.6] n=1000"
+
+
+def test_a_metric_that_counts_fewer_pictures_says_how_many(tmp_path):
+    names = list(class_names(BENCHMARKS["imagenet"]))
+    make_run(tmp_path / "a", 0, 3, benchmark="imagenet", split="valid", classes=names)
+    run = json.loads((tmp_path / "a" / "run.json").read_text())
+    file = next(name for name, classes in real_labels().items() if classes)
+    rows = [Prediction(i, names[0], 0, "Q", None, "x", None, None) for i in (f"{file}.JPEG", "a.jpg", "b.jpg")]
+    (tmp_path / "a" / "predictions.jsonl").write_text("".join(map(to_line, rows)))
+    assert run["rows"] == len(rows)
+    table = details(compare(collect_scores(tmp_path, "m", "t")[0], PAPER, "table1"), ("contains", "real"))
+    assert table[["n", "contains", "real", "n of real"]].to_numpy().tolist() == [[3, 0.0, 0.0, "1"]]
 
 
 def test_table_8_counts_synonyms(tmp_path, capsys):

@@ -204,10 +204,19 @@ def difference_table(runs: Sequence[ScoredRun]) -> "DataFrame":
 
 
 def details(comparison: "DataFrame", metrics: Sequence[str]) -> "DataFrame":
-    """Every metric of every cell that we have, with n: how the metrics differ."""
+    """Every metric of every cell that we have, with n: how the metrics differ.
+
+    A metric that counts fewer pictures has its own n in a column behind it.
+    """
     ours = comparison[comparison["value"].notna() & comparison["metric"].isin(metrics)]
-    table = ours.pivot_table(index=[*KEYS, "n"], columns="metric", values="value")
-    return table[[m for m in metrics if m in table]].reset_index().rename_axis(columns=None).astype({"n": int})
+    values, counts = (ours.pivot_table(index=KEYS, columns="metric", values=column) for column in ("value", "n"))
+    table, most = counts.max(axis=1).astype(int).to_frame("n"), counts.max(axis=1)
+    for metric in [metric for metric in metrics if metric in values]:
+        table[metric] = values[metric]
+        fewer = counts[metric].where(counts[metric] < most)
+        if fewer.notna().any():
+            table[f"n of {metric}"] = fewer.map("{:.0f}".format, na_action="ignore").fillna("")
+    return table.reset_index().rename_axis(columns=None)
 
 
 def write_tables(

@@ -52,5 +52,5 @@ def _commonest(predictions: Sequence[Prediction]) -> str:
         return ""
     counts = Counter((p.output, p.label) for p in predictions)
     (output, label), _ = min(counts.items(), key=lambda item: (-item[1], len(item[0][0]), item[0]))
-    words = " ".join(output.split())
+    words = " ".join("".join(letter if letter.isprintable() else " " for letter in output).split())
     return f'"{words if len(words) <= SHOWN else words[:SHOWN].rstrip() + "..."}" for {label}'

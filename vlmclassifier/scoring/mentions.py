@@ -7,15 +7,22 @@ import re
 import unicodedata
 from collections.abc import Collection, Sequence
 
+import regex
+
 NOT_WORDS = re.compile(r"[\W_]+")
+NO_LETTERS = regex.compile(r"[^\p{L}\p{M}\p{N}]+")  # a vowel sign is part of its word
+ACCENTS = regex.compile(r"(?<=[\p{Latin}\p{Greek}\p{Cyrillic}]\p{Mn}*)\p{Mn}")  # elsewhere they tell words apart
+UNSEEN = regex.compile(r"\p{Cf}")  # soft hyphens, joiners
+WITHOUT_SPACES = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]\p{M}*")  # each sign is taken for a word
 
 
 def plain_words(text: str) -> str:
     """Lower case, without accents, compatibility forms unified, anything but letters and digits a single space."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKD", text)
-        text = "".join(letter for letter in text if not unicodedata.combining(letter))
-    return NOT_WORDS.sub(" ", text.casefold()).strip()
+    if text.isascii():
+        return NOT_WORDS.sub(" ", text.casefold()).strip()
+    text = ACCENTS.sub("", unicodedata.normalize("NFKD", UNSEEN.sub("", text)))
+    text = unicodedata.normalize("NFC", text.casefold())
+    return NO_LETTERS.sub(" ", WITHOUT_SPACES.sub(r" \g<0> ", text)).strip()
 
 
 def plural(words: str) -> str:
@@ -60,10 +67,12 @@ def maximal(
 
     `among`: only these names count, such as the candidates of a list.
     """
-    kept = [(start, -end, names) for start, end, names in found if among is None or not names.isdisjoint(among)]
+    if among is not None:
+        among = frozenset(among)
+        found = [(start, end, both) for start, end, names in found if (both := names & among)]
     result, reach = [], 0
-    for _, end, names in sorted(kept, key=lambda mention: mention[:2]):  # of two that begin together the longer first
+    for _, end, names in sorted([(start, -end, names) for start, end, names in found]):  # the longer of two first
         if -end > reach:
-            result.append(names if among is None else names & frozenset(among))
+            result.append(names)
             reach = -end
     return result

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # By model kind: what the paper calls accuracy.
 PAPER_METRIC = {"vlm": "contains", "api": "contains", "clip": "exact", "ranking": "exact"}
+FEW = 30  # mentions whose places are looked up in the list itself, which costs less than an index of it
 ECHO = 3  # so many candidates one after the other, as the list has them, are an echo of it
 Hit = bool | None  # None: this picture does not count
 
@@ -61,11 +62,12 @@ class Scorer:
         if len(self.first) < len(self.names):
             pairs = zip(hits["accuracy"], predictions, strict=True)
             hits["accuracy_by_class"] = [hit and p.class_index == self.first[p.label] for hit, p in pairs]
-        hits |= {name: [metric(p) for p in predictions] for name, metric in METRICS.items()}
+        for name, metric in METRICS.items():
+            hits[name] = hits["accuracy"] if metric is self.right else [metric(p) for p in predictions]
         if self.kind in ("vlm", "api"):
             hits |= self._of_text(predictions)
         if self.names == special.imagenet_names():
-            hits |= self._of_imagenet(predictions)
+            hits |= self._of_imagenet(predictions, hits["contains"])
         if self.names == special.car_names() and self.kind in ("vlm", "api"):
             hits["make_model"] = [self._make_model(p) for p in predictions]
         if self.encoder and self.kind in ("vlm", "api"):
@@ -82,20 +84,21 @@ class Scorer:
             "no_class": [not top for top in tops],
             "refusal": [p.reply and p.reply.finish == "refusal" for p in predictions],
         }
-        listed = [None if p.choices is None else maximal(one, p.choices)
-                  for p, one in zip(predictions, found, strict=True)]  # fmt: skip
+        listed = [None if p.choices is None else top if len(p.choices) == len(self.first) else maximal(one, p.choices)
+                  for p, one, top in zip(predictions, found, tops, strict=True)]  # fmt: skip
         hits["no_candidate"] = [None if top is None else not top for top in listed]
         hits["several_candidates"] = [None if top is None else len(set(top)) > 1 for top in listed]
         hits["echo"] = [None if top is None else _echoes(top, p.choices or ())
                         for p, top in zip(predictions, listed, strict=True)]  # fmt: skip
         return hits
 
-    def _of_imagenet(self, predictions: Sequence[Prediction]) -> dict[str, list[Hit]]:
+    def _of_imagenet(self, predictions: Sequence[Prediction], contained: Sequence[Hit]) -> dict[str, list[Hit]]:
         lemmas, real = special.lemmas(), special.real_labels()
         hits: dict[str, list[Hit]] = {"real": []}
         if self.kind in ("vlm", "api"):  # Table 8; the class's own name counts too
             hits["contains_synonym"] = [
-                contains(p) or any(lemma in p.output.lower() for lemma in lemmas[p.class_index]) for p in predictions
+                right or any(lemma in p.output.lower() for lemma in lemmas[p.class_index])
+                for right, p in zip(contained, predictions, strict=True)
             ]
         for p in predictions:
             classes = real.get(special.validation_file(p.example_id))
@@ -122,9 +125,11 @@ def _only(top: Sequence[frozenset[str]], label: str) -> bool:
 
 def _echoes(top: Sequence[frozenset[str]], choices: Sequence[str]) -> bool:
     """Whether at least ECHO candidates (all, of fewer) follow each other as in the list."""
-    place = {name: number for number, name in enumerate(choices)}
-    places = [min(place[name] for name in names) for names in top]
     run, enough = 1, min(ECHO, len(choices))
+    if len(top) < enough:
+        return False
+    place = choices.index if len(top) < FEW else {name: number for number, name in enumerate(choices)}.__getitem__
+    places = [min(map(place, names)) for names in top]
     for before, after in zip(places, places[1:], strict=False):
         run = run + 1 if after == before + 1 else 1
         if run >= enough:

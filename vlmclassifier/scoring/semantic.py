@@ -27,7 +27,7 @@ class Encoder:
 
         try:
             self.model = SentenceTransformer(str(folder), device=device, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        except Exception as error:  # safetensors, tokenizers and the library itself raise kinds of their own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"The model in {folder} cannot be loaded ({reason}): download it again.") from None
         self._names: dict[tuple[str, ...], Tensor] = {}

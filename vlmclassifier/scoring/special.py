@@ -8,7 +8,7 @@ import json
 import re
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vlmclassifier.benchmarks import BENCHMARKS, class_names
 
@@ -54,7 +54,7 @@ def real_labels() -> dict[str, tuple[int, ...]]:
 
 def validation_file(example_id: str) -> str:
     """ILSVRC2012_val_00000017 of a path that holds it; "" for all others."""
-    found = VALIDATION_FILE.search(PurePosixPath(example_id).name)
+    found = VALIDATION_FILE.search(example_id.rpartition("/")[2])
     return found.group(0) if found else ""
 
 
