@@ -22,14 +22,13 @@ from typing import Literal
 import tyro
 
 from vlmclassifier import cli
-from vlmclassifier.benchmarks import BENCHMARKS, Benchmark, class_names
+from vlmclassifier.benchmarks import BENCHMARKS, Benchmark, class_names, find_manifest
 from vlmclassifier.paths import PROJECT_ROOT, local_path
-from vlmclassifier.preparing.archives import Absent
 from vlmclassifier.preparing.copies import read_dataset, read_folder
+from vlmclassifier.preparing.downloads import Absent
 from vlmclassifier.preparing.labels import ClassFinder
 from vlmclassifier.preparing.manifests import (
-    NOTE,
-    against_paper,
+    compared_with_paper,
     find_paper_manifest,
     manifest_text,
     paper_rows,
@@ -40,11 +39,6 @@ from vlmclassifier.preparing.manifests import (
 from vlmclassifier.preparing.official import PICTURE_FOLDERS, READERS, Place, Row
 from vlmclassifier.records import UserError
 
-SAID = {
-    "official": "As in the paper.",
-    "copy": "The counts are the paper's; that this copy has the same pictures in its splits is not checked.",
-}
-
 
 @dataclass
 class Args:
@@ -53,6 +47,8 @@ class Args:
     archives: Path | None = None
     """Folder of the official files, packed or unpacked, and for what is downloaded; without it data/TITLE here, such as
     data/Flowers102, where the paper's code has them."""
+    unpack_into: Path | None = None
+    """With --archives: another folder to unpack and download into, where that one cannot be written to."""
     dataset: str | None = None
     """In place of the archives: a Hugging Face datasets repository, or a folder or file of parquet."""
     folder: Path | None = None
@@ -73,7 +69,7 @@ class Args:
     any_checksum: bool = False
     """Take official files whose checksum is another, such as a mirror's that were packed again."""
     overwrite: bool = False
-    """Replace a manifest or class list that is there with other content."""
+    """Replace a manifest, class list or picture of --dataset that is there with other content."""
     seed: int = 0
     """Seed of the half of each class that becomes the train split, where a data set has no split."""
 
@@ -82,10 +78,9 @@ def main(args: Args) -> None:
     """Read the rows, compare them with the paper's, write them."""
     benchmark = BENCHMARKS[args.benchmark]
     names = class_names(benchmark)
-    found, source = read(args, benchmark, ClassFinder(benchmark, names))
-    rows = with_splits(found, benchmark, args.seed)
-    different = against_paper(rows, benchmark)
-    note = NOTE if different or source == "halves" else ""
+    found, copied = read(args, benchmark, ClassFinder(benchmark, names))
+    rows, drawn = with_splits(found, benchmark, args.seed)
+    note, said = compared_with_paper(rows, benchmark, names, copied, drawn)
     root = data_root(args, rows)
     manifest, classes = args.out / f"{benchmark.key}.jsonl", args.out / f"{benchmark.key}_classes.json"
     texts = {classes: json.dumps(list(names), ensure_ascii=False, indent=2) + "\n",
@@ -93,44 +88,58 @@ def main(args: Args) -> None:
     write_files(texts, args.overwrite)
     counts = ", ".join(f"{split} {count:,}" for split, count in split_counts(rows).items())
     print(f"{benchmark.title}: {len(rows):,} rows ({counts}) of {len(set(names))} class names")
-    if [row.split for row in found] != [row.split for row in rows]:
+    if drawn:
         print(f"No row had the split {benchmark.test_split!r}: the splits above are ours (--seed {args.seed}).")
-    if different:
-        print(f"Mismatch: {different}.")
-    print(f"Every table will say {note!r} of these rows and compare them with nothing." if note else SAID[source])
+    print(said)
+    if note:
+        print(f"Every table will say {note!r} of these rows and compare them with nothing.")
     if missing := [row.image for row in rows if not row.image.is_file()]:
-        print(
-            f"{len(missing):,} of the {len(rows):,} pictures are not there yet, the first {missing[0]}: put them there."
-        )
+        print(f"{len(missing):,} of the {len(rows):,} pictures are not there yet, the first {missing[0]}: put them "
+              "there, or remove the folder that is only half unpacked and run again.")  # fmt: skip
     print(f"Written: {manifest}, {classes}")
+    warn_of_another(manifest, benchmark, root)
     flags = "" if root == usual_root(benchmark.key) else f" --data-root {root}"
-    if args.out.resolve() not in (root.resolve(), PROJECT_ROOT / "data"):
-        print(f"Put the manifest into {root} or {PROJECT_ROOT / 'data'}, where the scripts look for it.")
     print(f"Next: python main_results/classify_clip.py --model clip-vit-l-336 --benchmark {benchmark.key}{flags}")
 
 
-def read(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[list[Row], str]:
-    """The rows of the source that was named, and how sure it is that they are the paper's: a key of SAID, or halves."""
+def warn_of_another(manifest: Path, benchmark: Benchmark, root: Path) -> None:
+    """Say where the scripts look, should it not be where the manifest is."""
+    places = f"{root} or {PROJECT_ROOT / 'data'}"
+    try:
+        found = find_manifest(benchmark, root)
+    except UserError:
+        print(f"Put the manifest into {places}, where the scripts look for it.")
+    else:
+        if not found.samefile(manifest):
+            print(
+                f"Note: the scripts will read {found}, which is another manifest: remove it or replace it by this one."
+            )
+
+
+def read(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[list[Row], bool]:
+    """The rows of the source that was named, and whether that is somebody's copy."""
     if sum(source is not None for source in (args.archives, args.dataset, args.folder)) > 1:
         raise UserError("--archives, --dataset and --folder are three sources: name one of them.")
+    if args.unpack_into and (args.dataset or args.folder):
+        raise UserError("--unpack-into goes with the official archives (--archives).")
+    if args.archives and args.archives.is_file():
+        raise UserError(f"--archives {args.archives} is a file: name the folder that holds it.")
     home = home_of(args, benchmark)
-    place = Place(home, args.download, args.any_checksum)
+    packed = whole(args.archives) if args.archives else None
+    place = Place(home, args.download, args.any_checksum, packed).of(benchmark.key)
     if args.paper_manifests:
         if args.dataset:
             raise UserError("--paper-manifests goes with the official pictures (--archives) or --folder.")
         file = find_paper_manifest(args.paper_manifests, benchmark)
         pictures = whole(args.folder) if args.folder else pictures_of(benchmark, place)
-        return paper_rows(file, benchmark, finder.names, pictures), "official"
+        return paper_rows(file, benchmark, finder.names, pictures), False
     if args.dataset:
         into = whole(args.data_root) / benchmark.title if args.data_root else home
-        rows = read_dataset(args.dataset, into, finder, args.image_column, args.label_column)
-    elif args.folder:
-        rows = read_folder(whole(args.folder), finder)
-    else:
-        rows = READERS[benchmark.key](place, finder)
-    if benchmark.key == "caltech":  # which has no public split
-        return rows, "halves"
-    return rows, "copy" if args.dataset or args.folder else "official"
+        columns = args.image_column, args.label_column
+        return read_dataset(args.dataset, into, finder, *columns, args.overwrite), True
+    if args.folder:
+        return read_folder(whole(args.folder), finder), True
+    return READERS[benchmark.key](place, finder), False
 
 
 def pictures_of(benchmark: Benchmark, place: Place) -> Path:
@@ -155,7 +164,7 @@ def data_root(args: Args, rows: list[Row]) -> Path:
 
 def home_of(args: Args, benchmark: Benchmark) -> Path:
     """Where the pictures lie or will lie."""
-    return whole(args.folder or args.archives or PROJECT_ROOT / "data" / benchmark.title)
+    return whole(args.folder or args.unpack_into or args.archives or PROJECT_ROOT / "data" / benchmark.title)
 
 
 def usual_root(key: str) -> Path:

@@ -1,11 +1,13 @@
 """The official layouts of the four benchmarks in small: real tar, zip and mat files, one or two pictures a class."""
 
 import io
+import json
 import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
+from conftest import script
 from PIL import Image
 from scipy.io import savemat
 
@@ -124,3 +126,27 @@ def make_imagenet(folder: Path) -> list[dict]:
 
 
 MAKERS = {"flowers": make_flowers, "cars": make_cars, "imagenet": make_imagenet}
+
+
+def link(kind: bytes) -> bytes:
+    """A tar file that holds a link of this kind."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as opened:
+        info = tarfile.TarInfo("jpg/image_00001.jpg")
+        info.type, info.linkname = kind, "jpg/image_00002.jpg"
+        opened.addfile(info)
+    return stream.getvalue()
+
+
+def read(file: Path) -> list[dict]:
+    """The rows of a manifest."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def prepare(benchmark: str, folder: Path, /, **options: object) -> list[dict]:
+    """The script's main on the archives in `folder`; the manifest's rows."""
+    module = script("scripts/prepare_data.py")
+    given = {"archives": folder, "out": folder / "out", "data_root": folder, "download": False, "any_checksum": True}
+    args = module.Args(benchmark, **(given | options))
+    module.main(args)
+    return read(args.out / f"{benchmark}.jsonl")

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 
 import official
+import pyarrow.parquet as pq
 import pytest
 from conftest import run_script, script
 from PIL import Image as PILImage
@@ -32,13 +33,13 @@ def prepare(benchmark, root, **options):
     return [json.loads(line) for line in (args.out / f"{benchmark}.jsonl").read_text().splitlines()]
 
 
-def parquet(file, labels, names=None, image="image", label="label", png=()):
+def parquet(file, labels, names=None, image="image", label="label", png=(), first=0):
     """A parquet file as `datasets` writes it: pictures as bytes, the class names in its features."""
     from datasets import ClassLabel, Dataset, Features, Image, Value
 
     pictures = []
     for number in range(len(labels)):
-        data = official.jpeg(number)
+        data = official.jpeg(first + number)
         if number in png:
             stream = io.BytesIO()
             PILImage.open(io.BytesIO(data)).save(stream, "PNG")
@@ -104,6 +105,52 @@ def test_the_right_counts_of_a_copy_are_called_no_more_than_that(tmp_path, monke
     monkeypatch.setattr(manifests, "PAPER_COUNTS", {"flowers": {"train": 204, "test": 102}})
     rows = prepare("flowers", tmp_path, dataset=str(tmp_path / "copy"))
     assert not any("note" in row for row in rows) and "same pictures in its splits is not" in capsys.readouterr().out
+
+
+def test_a_second_copy_does_not_take_the_pictures_of_the_first(tmp_path):
+    """Its pictures would be written under the same names, and the first manifest's labels be wrong."""
+    flower_copy(tmp_path / "copy")
+    prepare("flowers", tmp_path, dataset=str(tmp_path / "copy"))
+    before = {file: file.read_bytes() for file in [*tmp_path.rglob("*.jpg"), tmp_path / "flowers.jsonl"]}
+    parquet(tmp_path / "other" / "test.parquet", list(range(102)), FLOWERS, first=500)
+    with pytest.raises(UserError, match="test/000000.jpg is there and is another picture .*: add --overwrite"):
+        prepare("flowers", tmp_path, dataset=str(tmp_path / "other"))
+    assert {file: file.read_bytes() for file in before} == before
+    prepare("flowers", tmp_path, dataset=str(tmp_path / "other"), overwrite=True)
+    assert (tmp_path / "Flowers102" / "test" / "000000.jpg").read_bytes() == official.jpeg(500)
+
+
+def test_a_split_without_labels_is_left_out(tmp_path, capsys):
+    """The hub has ImageNet's test set with -1 for every label."""
+    parquet(tmp_path / "copy" / "validation.parquet", list(range(1000)), synsets())
+    parquet(tmp_path / "copy" / "test.parquet", [-1] * 5, synsets())
+    rows = prepare("imagenet", tmp_path, dataset=str(tmp_path / "copy"))
+    assert [row["label_idx"] for row in rows] == list(range(1000))
+    assert "split test has no labels and is left out." in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "copy")
+    file = tmp_path / "copy" / "a.parquet"
+    parquet(file, [3, None], synsets())
+    with pytest.raises(UserError, match="row 1 has no label, other rows have"):
+        prepare("imagenet", tmp_path / "new", dataset=str(tmp_path / "copy"))
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(1, table.schema.field(1), [[3, 1000]]), file)
+    with pytest.raises(UserError, match="row 1 has the label 1000, its column 1000 classes"):
+        prepare("imagenet", tmp_path / "new", dataset=str(tmp_path / "copy"))
+
+
+def test_what_systems_leave_behind_is_no_data(tmp_path):
+    flower_copy(tmp_path / "copy")
+    (tmp_path / "copy" / "._test-00000-of-00001.parquet").write_bytes(b"of macOS")
+    assert len(prepare("flowers", tmp_path, dataset=str(tmp_path / "copy"))) == 306
+    tree = tmp_path / "tree"
+    class_tree(tree, [name.replace(" ", "_") for name in FLOWERS])
+    for folder in (tree / "__MACOSX", tree / "rose" / ".ipynb_checkpoints", tree / "rose" / ".@__thumb"):
+        folder.mkdir()
+        (folder / "b.jpg").write_bytes(official.jpeg(1))
+    assert len(prepare("flowers", tmp_path, folder=tree, overwrite=True)) == 204
+    (tree / "rose" / "caf\udce9.jpg").write_bytes(official.jpeg(1))
+    with pytest.raises(UserError, match="is not UTF-8 and would not fit a manifest: rename the file"):
+        prepare("flowers", tmp_path, folder=tree, overwrite=True)
 
 
 def test_columns_can_be_named_and_labels_be_text(tmp_path):
@@ -190,10 +237,13 @@ def bad_copies(folder, how):
         data = (folder / "test.parquet").read_bytes()
         middle = len(data) // 3  # the index at the end is whole, what it points to is not
         (folder / "test.parquet").write_bytes(data[:middle] + bytes(2000) + data[middle + 2000 :])
-    elif how == "broken picture":
+    elif how in ("broken picture", "bomb"):
         import datasets
 
-        table = datasets.Dataset.from_dict({"image": [b"no picture"], "label": ["rose"]})
+        stream = io.BytesIO()
+        PILImage.new("1", (20_000, 20_000)).save(stream, "PNG")
+        data = b"no picture" if how == "broken picture" else stream.getvalue()
+        table = datasets.Dataset.from_dict({"image": [data], "label": ["rose"]})
         table.to_parquet(str(folder / "test.parquet"))
     else:
         folder.mkdir()
@@ -206,9 +256,10 @@ BAD = {
     "no picture of a class": "copy has 1 of the 102 classes",
     "other names": "has the class 'toaster', which is none of Flowers102's",
     "no labels": "has no label column among image, caption: name it with --label-column",
-    "broken file": "copy cannot be loaded",
+    "broken file": "test.parquet cannot be loaded .*get it again, or remove it",
     "cut short": "cannot be read|is not a picture",
     "broken picture": "row 0 is not a picture",
+    "bomb": "row 0 is not a picture .*decompression bomb",
     "nothing": "holds no parquet file",
 }
 

@@ -151,15 +151,13 @@ def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"The manifest {file} cannot be read as UTF-8 text: {error}.") from None
-    positions: dict[str, list[int]] = {}
-    for position, name in enumerate(names):
-        positions.setdefault(name, []).append(position)
+    positions = name_positions(names)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{file.name} row {number}"
         values = parse_row(line, where)
-        index = _class_index(values, positions, where)
+        index = class_index(values, positions, where)
         image, row_split = values["image"], values["split"]
         if image in splits:
             raise UserError(f"{where}: the image {image} stands in an earlier row too: keep one of them.")
@@ -194,7 +192,16 @@ def parse_row(line: str, where: str) -> dict:
     return values
 
 
-def _class_index(values: dict, positions: dict[str, list[int]], where: str) -> int:
+def name_positions(names: Sequence[str]) -> dict[str, list[int]]:
+    """Where each name stands in the class list: ImageNet's "missile" and "sunglasses" stand there twice."""
+    positions: dict[str, list[int]] = {}
+    for position, name in enumerate(names):
+        positions.setdefault(name, []).append(position)
+    return positions
+
+
+def class_index(values: dict, positions: dict[str, list[int]], where: str) -> int:
+    """The class of one manifest row. Raises UserError for a label that is none, or another than label_idx's."""
     label, given = values["label"], values.get("label_idx")
     found = positions.get(label)
     if not found:
@@ -202,7 +209,7 @@ def _class_index(values: dict, positions: dict[str, list[int]], where: str) -> i
         raise UserError(f"{where}: the label {label!r} is not in the class list: the nearest is {near!r}.")
     if given is None and len(found) == 1:
         return found[0]
-    if given not in found:
+    if given not in found or type(given) is not int:
         raise UserError(
             f"{where}: the label {label!r} is class {' or '.join(map(str, found))}, but label_idx is {given}: mend it."
         )

@@ -1,127 +1,44 @@
-"""Archives from the network or the disk: downloaded with resume, checked, and unpacked without leaving their folder."""
+"""Archives, unpacked without leaving their folder, without links and without growing beyond reason."""
 
+import errno
 import gzip
-import hashlib
 import lzma
-import os
 import shutil
 import stat
 import sys
 import tarfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from vlmclassifier.preparing.downloads import writing_alone
 from vlmclassifier.records import UserError
 
-ATTEMPTS = 5  # of a download, each going on where the last one broke off
 GROWTH = 20  # photographs hardly shrink: an archive that grows by more than this is a bomb
 SPARE = 100 << 20  # bytes that any archive may grow by
+BLOCK = 4096  # bytes that a member takes on a disk at least
+LONGEST_HEADER = 1 << 20  # bytes; tarfile reads a header that extends another one as a whole
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
+UNUSABLE = (NotImplementedError, RuntimeError)  # what zipfile says of other compressions, and of a password
 
 
 class Refused(Exception):
     """A member of an archive that a data set has no use for."""
 
 
-class Absent(UserError):
-    """An official file that is neither there nor to be had by us."""
+class _Header(tarfile.TarInfo):
+    """A tar header that is refused when what extends it would fill the memory."""
 
-
-@dataclass(frozen=True)
-class Remote:
-    """One official file. `url` is None where it can no longer be downloaded, `md5` None where nobody states it."""
-
-    name: str
-    url: str | None
-    md5: str | None
-
-
-def find_or_fetch(remote: Remote, folder: Path, download: bool, any_checksum: bool, where: str) -> Path:
-    """The official file in `folder`, downloaded where it is absent and may be; its checksum is right.
-
-    `where`: how else to get it, for the message. Raises Absent for a file that is not there, UserError for another
-    checksum.
-    """
-    file = folder / remote.name
-    if not file.is_file():
-        if remote.url is None or not download:
-            raise Absent(f"{file} is absent and is not downloaded: {where}.")
-        fetch(remote.url, file)
-    if not any_checksum and remote.md5 and (found := checksum(file)) != remote.md5:
-        raise UserError(
-            f"{file} has the MD5 checksum {found}, the official one is {remote.md5}: remove it to download it again, "
-            "or add --any-checksum if you trust this copy."
-        )
-    return file
-
-
-def checksum(file: Path) -> str:
-    """The MD5 checksum of a file, as the data sets' authors state it."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def fetch(url: str, file: Path) -> None:
-    """Download with a progress bar; a broken download goes on where it broke off, also in a later call.
-
-    Raises UserError when the server refuses, or breaks off ATTEMPTS times without having sent anything new.
-    """
-    import requests
-
-    part, without_news, reason = file.with_name(f"{file.name}.part"), 0, ""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    while without_news < ATTEMPTS:
-        have = part.stat().st_size if part.exists() else 0
-        try:
-            whole = _receive(url, part, have)
-            if whole is None or part.stat().st_size == whole:
-                os.replace(part, file)
-                return
-            reason = f"{part.stat().st_size} of {whole} bytes came"
-        except requests.HTTPError as error:
-            raise UserError(f"{url} cannot be downloaded ({error}): see data/README.md for other sources.") from None
-        except requests.RequestException as error:
-            reason = type(error).__name__
-        without_news = 0 if part.exists() and part.stat().st_size > have else without_news + 1
-        time.sleep(min(without_news, 3))
-    raise UserError(
-        f"{url} brought nothing new in {ATTEMPTS} attempts ({reason}): the same command goes on where it broke off."
-    )
-
-
-def _receive(url: str, part: Path, have: int) -> int | None:
-    """Append what the server has beyond `have` bytes; return the whole length where it says so."""
-    import requests
-    from tqdm import tqdm
-
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    headers["Accept-Encoding"] = "identity"  # lengths are those of the file
-    with requests.get(url, headers=headers, stream=True, timeout=60) as response:
-        if response.status_code == 416:  # nothing beyond: it is whole, or another file by now
-            total = response.headers.get("Content-Range", "").rpartition("/")[2]
-            if total != str(have):
-                part.write_bytes(b"")
-                return -1
-            return have
-        response.raise_for_status()
-        if response.status_code != 206:
-            have = 0  # a server without ranges sends all of it
-        length = response.headers.get("Content-Length")
-        whole = have + int(length) if length else None
-        with (
-            open(part, "ab" if have else "wb") as stream,
-            tqdm(desc=f"Downloading {part.stem}", initial=have, total=whole, unit="B", unit_scale=True) as bar,
-        ):
-            response.raw.enforce_content_length = False  # what came of a block before the end is kept; fetch counts
-            for block in response.iter_content(1 << 16):
-                stream.write(block)
-                bar.update(len(block))
-    return whole
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        extends = header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+                                  tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # fmt: skip
+        if extends and header.size > LONGEST_HEADER:
+            raise Refused(f"a header of {header.size} bytes")
+        return header
 
 
 def unpack(archive: Path, folder: Path, name: str = "") -> None:
@@ -132,22 +49,36 @@ def unpack(archive: Path, folder: Path, name: str = "") -> None:
     Raises UserError for a broken archive, for one that holds links or paths that leave the folder, for one that grows
     beyond reason, and where something of its content is there already.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _emptied(folder / f".{archive.name}.unpacking") as temporary:
-        try:
-            (_unpack_zip if zipfile.is_zipfile(archive) else _unpack_tar)(archive, temporary)
-        except (tarfile.FilterError, Refused) as error:
-            raise UserError(f"{archive} is refused ({error}): do not trust it, get it from another source.") from None
-        except BROKEN as error:
-            raise UserError(
-                f"{archive} cannot be unpacked ({error}): it is cut short or no archive; remove it and get it again."
-            ) from None
+    with writing_alone(folder), _emptied(folder / f".{archive.name}.unpacking") as temporary:
+        _unpack(archive, temporary)
+        for leftover in [*temporary.glob("__MACOSX"), *temporary.glob("._*"), *temporary.glob(".DS_Store")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         entries = {temporary: name} if name else {entry: entry.name for entry in sorted(temporary.iterdir())}
         for target in entries.values():
             if (folder / target).exists():
                 raise UserError(f"{folder / target} is there, but not whole: remove it and run again.")
         for entry, target in entries.items():
             entry.rename(folder / target)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Dispatch by kind, and say in a sentence what is wrong with the archive."""
+    another = "remove it and get it again"
+    try:
+        (_unpack_zip if zipfile.is_zipfile(archive) else _unpack_tar)(archive, folder)
+    except (tarfile.FilterError, Refused) as error:
+        raise UserError(f"{archive} is refused ({error}): do not trust it, get it from another source.") from None
+    except BROKEN as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{archive} cannot be unpacked ({reason}): it is cut short or damaged or no archive; {another}."
+        ) from None
+    except UNUSABLE as error:
+        raise UserError(f"{archive} cannot be unpacked ({error}): unpack it yourself, or {another}.") from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise UserError(f"{archive} holds a file name that is too long for this disk: {another}.") from None
 
 
 @contextmanager
@@ -166,7 +97,7 @@ def _limit(archive: Path) -> Callable[[int], None]:
 
     def count(size: int) -> None:
         nonlocal total
-        total += size
+        total += max(size, BLOCK)
         if total > most:
             raise UserError(f"{archive} grows beyond {most >> 20} MiB when it is unpacked: do not trust it.")
 
@@ -178,7 +109,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
 
     count = _limit(archive)
     with (
-        tarfile.open(archive) as tar,
+        tarfile.open(archive, tarinfo=_Header) as tar,
         tqdm(desc=f"Unpacking {archive.name}", unit="file", disable=None, file=sys.stderr) as bar,
     ):
 
@@ -190,6 +121,8 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
             return tarfile.data_filter(member, path)
 
         tar.extractall(folder, filter=checked)
+        while block := tar.fileobj.read(1 << 20):  # the checksum of a .gz comes after the last member
+            count(len(block))
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:

@@ -1,12 +1,13 @@
 """Other people's copies: a Hugging Face `datasets` repository, parquet files, or a folder of pictures by class."""
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmclassifier.preparing.labels import ClassFinder
-from vlmclassifier.preparing.official import Row, class_folders, imagenet_fields
+from vlmclassifier.preparing.official import Row, class_folders, imagenet_fields, is_wanted
 from vlmclassifier.records import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def read_folder(folder: Path, finder: ClassFinder) -> list[Row]:
     if not folder.is_dir():
         raise UserError(f"--folder {folder} is not a folder: name the one that holds a folder for each class.")
     key = finder.benchmark.key
-    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and is_wanted(entry, folder))
     splits = [entry for entry in inner if split_name(entry.name, key)]
     if splits and len(splits) < len(inner):
         other = next(entry.name for entry in inner if entry not in splits)
@@ -44,12 +45,13 @@ def read_folder(folder: Path, finder: ClassFinder) -> list[Row]:
 
 
 def read_dataset(
-    name: str, into: Path, finder: ClassFinder, image_column: str | None, label_column: str | None
+    name: str, into: Path, finder: ClassFinder, image_column: str | None, label_column: str | None, overwrite: bool
 ) -> list[Row]:
     """The pictures of a `datasets` repository, or of a local folder or file of parquet, written as files below `into`.
 
-    The pictures' own bytes are written; those that are there already are not written again. Raises UserError for a copy
-    that cannot be loaded, has not the columns, or has other classes.
+    The pictures' own bytes are written; those that are there already are not written again. A split without labels, as
+    the hub has ImageNet's test set, is left out. Raises UserError for a copy that cannot be loaded, has not the columns
+    or has other classes, and for another picture that is there and not to be overwritten.
     """
     from tqdm import tqdm
 
@@ -59,11 +61,20 @@ def read_dataset(
         split = split_name(theirs, finder.benchmark.key) or "all"
         table, images, labels, index_of = _columns(table, finder, image_column, label_column, where)
         bar = tqdm(_entries(table, where), desc=f"Writing pictures of {theirs}", unit="pic", disable=None)
+        found, without = [], []
         for number, entry in enumerate(bar):
-            index = index_of(entry[labels])
+            if entry[labels] in (None, -1):  # what `datasets` has for no label
+                without.append(number)
+                continue
+            index = index_of(entry[labels], f"{where} row {number}")
             if index is not None:
-                file = _write(entry[images], into / theirs, number, f"{where} row {number}")
-                rows.append(Row(file, index, split))
+                file = _write(entry[images], into / theirs, number, f"{where} row {number}", overwrite)
+                found.append(Row(file, index, split))
+        if without and found:
+            raise UserError(f"{where} row {without[0]} has no label, other rows have: get another copy.")
+        if without:
+            print(f"{where} has no labels and is left out.")
+        rows += found
     finder.check_complete({row.class_index for row in rows}, name)
     return [_with_fields(row, finder.benchmark.key) for row in rows]
 
@@ -76,7 +87,8 @@ def _load(name: str) -> "DatasetDict":
     from datasets import load_dataset
 
     path, splits = Path(name), {}
-    for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
+    for file in [path] if path.is_file() else sorted(f for f in path.rglob("*.parquet") if is_wanted(f, path)):
+        _check_parquet(file)
         words = [file.stem.split("-")[0], file.parent.name]  # train-00000-of-00002.parquet, or a folder per split
         splits.setdefault(next((word for word in words if word.lower() in SPLITS), "all"), []).append(str(file))
     if path.is_dir() and not splits:
@@ -90,6 +102,17 @@ def _load(name: str) -> "DatasetDict":
             f"--dataset {name} cannot be loaded ({_reason(error)}): mend the name, or name the folder of a local copy "
             "of its parquet files."
         ) from None
+
+
+def _check_parquet(file: Path) -> None:
+    """Raise UserError for a file that is none, which `datasets` would not name."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        parquet.read_metadata(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file} cannot be loaded ({_reason(error)}): get it again, or remove it.") from None
 
 
 def _reason(error: Exception) -> str:
@@ -118,15 +141,22 @@ def _columns(table: "Dataset", finder: ClassFinder, image: str | None, label: st
         table = table.cast_column(image, Image(decode=False))  # bytes, as they are stored
     if isinstance(features[label], ClassLabel):
         indices = finder.find_all(features[label].names, f"{where}, column {label}")
-        return table, image, label, indices.__getitem__
-    known: dict[Any, int | None] = {}
 
-    def index_of(value: Any) -> int | None:
-        if value not in known:
-            known[value] = finder.find(str(value), f"{where}, column {label}")
-        return known[value]
+        def index_of(value: Any, row: str) -> int | None:
+            if not 0 <= value < len(indices):
+                raise UserError(f"{row} has the label {value}, its column {len(indices)} classes: get another copy.")
+            return indices[value]
 
-    return table, image, label, index_of
+        return table, image, label, index_of
+    known: dict[str, int | None] = {}
+
+    def index_of_text(value: Any, row: str) -> int | None:
+        text = str(value)
+        if text not in known:
+            known[text] = finder.find(text, f"{row}, column {label},")
+        return known[text]
+
+    return table, image, label, index_of_text
 
 
 def _the_column(features: Any, kind: type, usual: Sequence[str], what: str, where: str) -> str:
@@ -139,7 +169,7 @@ def _the_column(features: Any, kind: type, usual: Sequence[str], what: str, wher
     raise UserError(f"{where} has {how_many} among {', '.join(features)}: name it with --{what}-column.")
 
 
-def _write(value: Any, folder: Path, number: int, where: str) -> Path:
+def _write(value: Any, folder: Path, number: int, where: str, overwrite: bool) -> Path:
     """The picture of one row as a file of its own format."""
     from PIL import Image, UnidentifiedImageError
 
@@ -151,10 +181,18 @@ def _write(value: Any, folder: Path, number: int, where: str) -> Path:
     try:
         with Image.open(io.BytesIO(data)) as opened:  # only the header is read
             suffix = {"JPEG": ".jpg"}.get(str(opened.format), f".{str(opened.format).lower()}")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{where} is not a picture ({error}): get another copy.") from None
     file = folder / f"{number:06}{suffix}"
-    if not file.exists() or file.read_bytes() != data:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
+    if file.exists() and file.read_bytes() == data:
+        return file
+    if file.exists() and not overwrite:
+        raise UserError(
+            f"{file} is there and is another picture than {where}, of another copy: add --overwrite to replace those "
+            "pictures, or choose another --data-root and --out."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / ".new"
+    new.write_bytes(data)
+    os.replace(new, file)
     return file

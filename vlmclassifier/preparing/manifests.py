@@ -5,12 +5,13 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from vlmclassifier.benchmarks import Benchmark, parse_row
+from vlmclassifier.benchmarks import Benchmark, class_index, name_positions, parse_row
 from vlmclassifier.preparing.official import Row, imagenet_fields, nested
 from vlmclassifier.records import UserError
 
@@ -21,20 +22,28 @@ PAPER_COUNTS = {
     "cars": {"train": 8_144, "test": 8_041},
     "caltech": {"train": 4_346, "test": 4_331},
 }
+# SHA-256 of the paper's rows, as rows_digest writes them. Its ImageNet rows are the official validation set.
+PAPER_DIGESTS = {
+    "flowers": "e153b8207278072ccf6d7d95ebe5ebe31cc42effc5a4021301d90a5682e6da1d",
+    "cars": "7f118cdd8ce75a7dec111202930b0cda6317c7a8aaecf14d70c65b3d0300305b",
+    "caltech": "f11a0f967bffe3ba329a9b6ea89a327ceee3f385e416de15135d26eff443abb4",
+}
 NOTE = "not the paper's split"  # tables show it and compare such rows with nothing
 
 
-def with_splits(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
+def with_splits(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> tuple[list[Row], bool]:
     """The rows with a split that can be evaluated: their own, or where they have none a seeded half of every class.
+
+    The second value says whether halves were drawn.
 
     ImageNet's pictures without a split are taken for the validation set. The half that a picture falls into depends on
     (seed, class, file name) alone.
     """
     test = benchmark.test_split
     if any(row.split == test for row in rows):
-        return list(rows)
+        return list(rows), False
     if benchmark.key == "imagenet":
-        return [replace(row, split=test) if row.split == "all" else row for row in rows]
+        return [replace(row, split=test) if row.split == "all" else row for row in rows], False
     by_class: dict[int, list[Row]] = {}
     for row in rows:
         by_class.setdefault(row.class_index, []).append(row)
@@ -42,7 +51,7 @@ def with_splits(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Ro
     for some in by_class.values():
         drawn = sorted(some, key=lambda row: hashlib.sha256(f"{seed}:{_name(row)}".encode()).digest())
         train |= {row.image for row in drawn[: math.ceil(len(some) / 2)]}
-    return [replace(row, split="train" if row.image in train else test) for row in rows]
+    return [replace(row, split="train" if row.image in train else test) for row in rows], True
 
 
 def _name(row: Row) -> str:
@@ -65,27 +74,28 @@ def find_paper_manifest(folder: Path, benchmark: Benchmark) -> Path:
 def paper_rows(file: Path, benchmark: Benchmark, names: Sequence[str], pictures: Path) -> list[Row]:
     """The rows of the paper's own manifest, with the pictures below `pictures`.
 
-    Raises UserError for a file that cannot be read, and a row of another form or label.
+    Raises UserError for a file that cannot be read or has no rows, and a row of another form or label.
     """
     try:
         with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as lines:
             text = lines.read()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read ({error}): get it again.") from None
-    index = {name: position for position, name in reversed(list(enumerate(names)))}
-    rows = []
+    positions, rows = name_positions(names), []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{file} row {number}"
             values = parse_row(line, where)
-            if values["label"] not in index:
-                raise UserError(f"{where}: the label {values['label']!r} is not one of {benchmark.title}'s.")
+            if values.get("note"):
+                raise UserError(f"{where} says {values['note']!r}: name the folder of the paper's own manifests.")
             parts = [part for part in PurePosixPath(values["image"]).parts if part != "."]
             tail = parts[2:] if parts[:1] == ["data"] else parts  # data/Flowers102/jpg/...
-            found = values.get("label_idx", index[values["label"]])
+            found = class_index(values, positions, where)
             more = imagenet_fields(found) if benchmark.key == "imagenet" else {}
             image = pictures.joinpath(*tail)
             rows.append(Row(nested(image.parent) / image.name, found, values["split"], more))
+    if not rows:
+        raise UserError(f"{file} has no rows: get it again.")
     return rows
 
 
@@ -103,6 +113,33 @@ def against_paper(rows: Sequence[Row], benchmark: Benchmark) -> str:
     return "; ".join(wrong)
 
 
+def rows_digest(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """The SHA-256 of what the rows say in whatever order: each picture's folder and file name, label and split."""
+    lines = (f"{row.image.parent.name}/{row.image.name}\t{names[row.class_index]}\t{row.split}\n" for row in rows)
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def compared_with_paper(
+    rows: Sequence[Row], benchmark: Benchmark, names: Sequence[str], copied: bool, drawn: bool
+) -> tuple[str, str]:
+    """The note that the rows carry where they are not the paper's, and a sentence on how they compare.
+
+    `copied`: they are somebody's copy, whose file names say nothing; `drawn`: their split is ours.
+    """
+    papers = PAPER_DIGESTS.get(benchmark.key)
+    if papers and rows_digest(rows, names) == papers:
+        return "", "As in the paper: the same pictures with the same labels in the same splits."
+    if different := against_paper(rows, benchmark):
+        return NOTE, f"Mismatch: {different}."
+    if drawn or benchmark.key == "caltech":
+        return NOTE, "The paper's split is another one."
+    if copied:
+        return "", "The counts are the paper's; that this copy has the same pictures in its splits is not checked."
+    if papers:
+        return NOTE, "Mismatch: the counts are the paper's, but some pictures have another label or split."
+    return "", "The counts are the paper's."
+
+
 def manifest_text(rows: Sequence[Row], names: Sequence[str], data_root: Path, note: str) -> str:
     """The manifest's lines, image paths relative to `data_root`. Raises UserError for a picture outside of it."""
     lines = []
@@ -113,6 +150,8 @@ def manifest_text(rows: Sequence[Row], names: Sequence[str], data_root: Path, no
             raise UserError(
                 f"{row.image} lies outside of the data root {data_root}: name another --data-root."
             ) from None
+        if ".." in PurePosixPath(image).parts:
+            raise UserError(f"The image path {image} leaves the data root: get the official annotations.")
         values = {"image": image, "label": names[row.class_index], "split": row.split} | row.more
         lines.append(json.dumps(values | ({"note": note} if note else {}), ensure_ascii=False) + "\n")
     return "".join(lines)

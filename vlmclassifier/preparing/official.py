@@ -1,11 +1,13 @@
 """The official archives of the four benchmarks, packed or as torchvision's data set classes lay them out."""
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlmclassifier.preparing.archives import Remote, find_or_fetch, unpack
+from vlmclassifier.preparing.archives import unpack
+from vlmclassifier.preparing.downloads import Remote, find_or_fetch
 from vlmclassifier.preparing.labels import ClassFinder
 from vlmclassifier.records import UserError
 from vlmclassifier.scoring.special import synsets
@@ -33,6 +35,7 @@ IMAGENET = (
     Remote("ILSVRC2012_img_val.tar", None, "29b22e2961454d5413ddabcf34fc5622"),
     Remote("ILSVRC2012_devkit_t12.tar.gz", None, "fa75699e90414af021442c21a62c3abf"),
 )
+INNER = {"flowers": "flowers-102", "cars": "stanford_cars", "caltech": "caltech101"}  # torchvision's folders
 CARS_GONE = (
     "the official address of StanfordCars is dead; put copies of car_devkit.tgz, cars_train.tgz, cars_test.tgz and "
     "cars_test_annos_withlabels.mat there, packed or unpacked (data/README.md)"
@@ -52,20 +55,33 @@ class Row:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the official files lie, and what may be done to get them."""
+    """Where the official files lie (`folder`, or packed in `archives`), and what may be done to get them."""
 
     folder: Path
     download: bool = True
     any_checksum: bool = False
+    archives: Path | None = None
 
-    def below(self, name: str) -> "Place":
-        """The folder in which torchvision's class wants the files, where there is one."""
-        inner = self.folder / name
-        return Place(inner, self.download, self.any_checksum) if inner.is_dir() else self
+    def of(self, key: str) -> "Place":
+        """The folders in which torchvision's class of this benchmark wants the files, where there are such."""
+        folder, archives = (
+            place / INNER.get(key, "") if place and (place / INNER.get(key, "")).is_dir() else place
+            for place in (self.folder, self.archives)
+        )
+        return replace(self, folder=folder, archives=archives)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where packed files may lie."""
+        return [folder for folder in (self.folder, self.archives) if folder]
+
+    def has(self, remote: Remote) -> bool:
+        """Whether the packed file is there."""
+        return any((folder / remote.name).is_file() for folder in self.folders)
 
     def file(self, remote: Remote, where: str = "") -> Path:
         """An official file, downloaded where it may be."""
-        return find_or_fetch(remote, self.folder, self.download, self.any_checksum, where or "leave --no-download out")
+        return find_or_fetch(remote, self.folders, self.download, self.any_checksum, where or "leave --no-download out")
 
     def unpacked(self, name: str, remote: Remote, where: str = "", bare: bool = False) -> Path:
         """The folder `name` of an archive, unpacked where it is not there yet; `bare`: the archive has no folder."""
@@ -80,7 +96,6 @@ class Place:
 
 def flowers_pictures(place: Place) -> Path:
     """The folder from which the paper's paths of Flowers102 (jpg/...) start."""
-    place = place.below("flowers-102")
     place.unpacked("jpg", FLOWERS[0])
     return place.folder
 
@@ -88,7 +103,6 @@ def flowers_pictures(place: Place) -> Path:
 def read_flowers(place: Place, finder: ClassFinder) -> list[Row]:
     """Flowers102 in the order of its picture numbers; the train split is the official train and validation sets."""
     folder = flowers_pictures(place)
-    place = place.below("flowers-102")
     labels = _numbers(place.file(FLOWERS[1]), "labels", len(finder.names))
     sets = {key: _numbers(place.file(FLOWERS[2]), key, len(labels)) for key in ("trnid", "valid", "tstid")}
     split_of = {number: "test" if key == "tstid" else "train" for key, numbers in sets.items() for number in numbers}
@@ -106,7 +120,6 @@ def read_flowers(place: Place, finder: ClassFinder) -> list[Row]:
 
 def cars_pictures(place: Place) -> Path:
     """The folder from which the paper's paths of StanfordCars (cars_train/..., cars_test/...) start."""
-    place = place.below("stanford_cars")
     for name, remote in (("cars_train", CARS[1]), ("cars_test", CARS[2])):
         place.unpacked(name, remote, CARS_GONE)
     return place.folder
@@ -115,11 +128,11 @@ def cars_pictures(place: Place) -> Path:
 def read_cars(place: Place, finder: ClassFinder) -> list[Row]:
     """StanfordCars, test pictures first, as in the paper's manifest."""
     folder = cars_pictures(place)
-    place = place.below("stanford_cars")
     devkit = place.unpacked("devkit", CARS[0], CARS_GONE)
     annotated = devkit / CARS[3].name  # some copies have it there
     test = annotated if annotated.is_file() else place.file(CARS[3], CARS_GONE)
-    classes = finder.find_all(_matrix(devkit / "cars_meta.mat", "class_names"), str(devkit / "cars_meta.mat"))
+    names = [str(name) for name in _matrix(devkit / "cars_meta.mat", "class_names")]
+    classes = finder.find_all(names, str(devkit / "cars_meta.mat"))
     finder.check_complete(classes, str(devkit / "cars_meta.mat"))
     rows = []
     for split, file in (("test", test), ("train", devkit / "cars_train_annos.mat")):
@@ -135,16 +148,15 @@ def nested(folder: Path) -> Path:
 
 def caltech_pictures(place: Place) -> Path:
     """The folder from which the paper's paths of Caltech101 (101_ObjectCategories/...) start."""
-    place = place.below("caltech101")
+    zipped, tar = CALTECH
     inner = place.folder / "caltech-101"
-    tar = next((file for file in (place.folder / CALTECH[1].name, inner / CALTECH[1].name) if file.is_file()), None)
-    if tar is None and not (place.folder / "101_ObjectCategories").is_dir():
-        place.unpacked("caltech-101", CALTECH[0])
-        tar = inner / CALTECH[1].name
-    if tar is not None:
-        Place(place.folder, False, True).unpacked(
-            "101_ObjectCategories", Remote(str(tar.relative_to(place.folder)), None, None)
-        )
+    for folder in (place.folder, inner):  # the tar file may have been unpacked beside itself
+        if (folder / "101_ObjectCategories").is_dir():
+            return folder
+    if not place.has(tar):
+        place.unpacked("caltech-101", zipped)
+        place = replace(place, archives=inner)
+    place.unpacked("101_ObjectCategories", tar, f"remove {inner} and run again")
     return place.folder
 
 
@@ -196,14 +208,26 @@ def _has_classes(folder: Path) -> bool:
     return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
+def is_wanted(path: Path, folder: Path) -> bool:
+    """Whether a path is somebody's own, not a hidden file or folder, macOS's ._x.jpg, or its __MACOSX."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is text: Python keeps other bytes of a file name as half characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def class_folders(folder: Path, finder: ClassFinder, split: str) -> list[Row]:
     """The pictures below FOLDER/CLASS/, by folder and file name."""
     rows = []
-    for inner in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+    for inner in sorted(entry for entry in folder.iterdir() if entry.is_dir() and is_wanted(entry, folder)):
         index = finder.find(inner.name, str(folder))
         if index is None:
             continue
-        files = sorted(file for file in inner.rglob("[!.]*") if file.suffix.lower() in PICTURES)  # ._x.jpg is macOS's
+        files = sorted(file for file in inner.rglob("*") if is_wanted(file, inner) and file.suffix.lower() in PICTURES)
+        if odd := next((os.fsencode(file) for file in files if not _is_text(str(file))), None):
+            raise UserError(f"The file name {odd!r} is not UTF-8 and would not fit a manifest: rename the file.")
         rows += [Row(file, index, split) for file in files]
     return rows
 
@@ -211,13 +235,14 @@ def class_folders(folder: Path, finder: ClassFinder, split: str) -> list[Row]:
 def _matrix(file: Path, key: str) -> list:
     """The entries of one variable of a MATLAB file. Raises UserError where the file does not have it."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         return _listed(loadmat(file, squeeze_me=True)[key])
     except FileNotFoundError:
         raise UserError(f"{file} is absent: get the official file (data/README.md).") from None
-    except (KeyError, MatReadError, NotImplementedError, ValueError, TypeError) as error:
+    except Exception as error:  # a damaged file raises any kind: zlib.error, IndexError, OSError without a number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(
             f"{file} holds no {key!r} ({type(error).__name__}): it is of another data set or broken; get the official "
             "one."
@@ -247,7 +272,7 @@ def _annotations(file: Path, classes: int) -> Sequence[tuple[str, int]]:
     entries = _matrix(file, "annotations")
     try:
         found = [(str(entry["fname"]), int(entry["class"])) for entry in entries]
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError, TypeError, KeyError):
         raise UserError(
             f"{file} has no file names with classes (cars_test_annos.mat has none, either): get the official one."
         ) from None
