@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import Evaluation, load_evaluation
 from vlmclassifier.images import image_sizes, open_image, prefetch
-from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
+from vlmclassifier.models import checkpoint_folder, find_model, is_miniature, template_of
 from vlmclassifier.prompts import WORDINGS
 from vlmclassifier.provenance import fingerprint
 from vlmclassifier.records import ContextError, Prediction, UserError
@@ -97,7 +97,8 @@ def main(args: Args) -> None:
         "script": "rank_labels", "kind": "ranking", "model": spec.key, "miniature": is_miniature(folder),
         "checkpoint": fingerprint(folder), "dtype": resolve_dtype(args.dtype, resolve_device(args.device)),
         "benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": args.limit,
-        "wording": args.wording, "opening": spec.opening if args.opening is None else args.opening,
+        "template": template_of(spec), "wording": args.wording,
+        "opening": spec.opening if args.opening is None else args.opening,
         "paper_tokenisation": args.paper_tokenisation, "top_k": args.top_k, "score": args.score,
         "guidance": args.guidance, "classes": list(task.names),
         **task.marks,

@@ -57,6 +57,8 @@ is the mean over the evaluated pictures, as in the reference code, instead of th
 "held_out": t is chosen on the train split where it has been ranked, else for each half of the pictures on the other
 half: these are our numbers."""
 
+START = "start with inference_analysis/rank_labels.sh, prompts.sh or label_set_size.sh"
+
 
 @dataclass
 class Args:
@@ -70,6 +72,8 @@ def main(args: Args) -> None:
     """Collect, rename, print."""
     import pandas as pd
 
+    if not args.outputs.is_dir():
+        raise UserError(f"The folder {args.outputs} is absent, so there are no runs: {START}.")
     home = args.outputs / "inference_analysis"
     asked, notes = collect_scores(args.outputs / "main_results", "inference_analysis", "")
     rankings, more = finished(home)
@@ -105,8 +109,7 @@ def main(args: Args) -> None:
             print(f"Note: {note}")
         print("Written: " + ", ".join(map(str, files)))
     if not shown:
-        raise UserError(f"No finished run of these tables lies below {args.outputs}: start with "
-                        "inference_analysis/rank_labels.sh, prompts.sh or label_set_size.sh.")  # fmt: skip
+        raise UserError(f"No finished run of these tables lies below {args.outputs}: {START}.")
 
 
 def belongs_to(table: str, clips: Collection[str], model: str) -> bool:

@@ -348,8 +348,9 @@ def finish(way: Questions) -> None:
         scores = write_scores(way.run.folder, "main_results", "table1")
         cli.report(way.run.folder, scores, "python main_results/table.py")
     else:
-        print(f"{way.setting}: {len(predictions)} of {len(way.run.order)} pictures have an answer; without "
-              "--read-batch the same command asks about the others.")  # fmt: skip
+        without = "without --read-batch " if way.args.read_batch else ""
+        print(f"{way.setting}: {len(predictions)} of {len(way.run.order)} pictures have an answer; {without}the same "
+              "command asks about the others.")  # fmt: skip
     print(f"Used: {usage.sentence(prices)}")
 
 

@@ -21,7 +21,7 @@ from PIL.Image import Image
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import Evaluation, load_evaluation
 from vlmclassifier.images import image_sizes, open_image, prefetch
-from vlmclassifier.models import checkpoint_folder, find_model, is_miniature
+from vlmclassifier.models import checkpoint_folder, find_model, is_miniature, template_of
 from vlmclassifier.prompts import Way, build_question, new_tokens, parse_candidates, ways
 from vlmclassifier.provenance import fingerprint
 from vlmclassifier.records import ContextError, Example, Prediction, Question
@@ -95,7 +95,8 @@ def main(args: Args) -> None:
         "script": "classify_vlm", "kind": "vlm", "model": spec.key, "miniature": is_miniature(folder),
         "checkpoint": fingerprint(folder), "dtype": resolve_dtype(args.dtype, resolve_device(args.device)),
         "benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": args.limit,
-        "candidates": "", "order": "", "wording": "", "seed": args.seed, "chain_of_thought": args.chain_of_thought,
+        "template": template_of(spec), "candidates": "", "order": "", "wording": "", "seed": args.seed,
+        "chain_of_thought": args.chain_of_thought,
         "max_new_tokens": args.max_new_tokens or new_tokens(args.chain_of_thought), "classes": list(task.names),
         **task.marks,
     }  # fmt: skip

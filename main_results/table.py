@@ -7,7 +7,9 @@
 
 Writes table1, table8 and metrics as .md, .csv and .tex beside the runs (table1.csv in long form, with every metric).
 --import-file makes a run of an output file of the paper's own code first (its local models and its three API forms); it
-is scored like ours, marked as imported, and the paper's number stands beside it.
+is scored like ours, marked as imported, and the paper's number stands beside it. A line of it needs an answer (pred,
+output or OpenAI's choices) and a label (label, or the third part of custom_id), and should name its picture:
+{"image": "./data/Flowers102/jpg/image_00001.jpg", "label": "passion flower", "split": "test", "pred": "A flower."}
 """
 
 import sys
@@ -62,7 +64,7 @@ class Args:
     import_file: Path | None = None
     """An output file of the paper's code, to be made a run first; the options below say what it holds."""
     model: str | None = None
-    """With --import-file: the key of its model in vlmclassifier/models.py."""
+    """With --import-file: the key of its model in vlmclassifier/models.py, or any OWNER/NAME."""
     benchmark: str | None = None
     """With --import-file: imagenet, flowers, cars, caltech, or a manifest FILE.jsonl of your own (with --classes)."""
     classes: Path | None = None
@@ -87,8 +89,13 @@ def main(args: Args) -> None:
         raise UserError("--model and --benchmark go with --import-file: the tables show whatever runs exist.")
     runs, notes = collect_runs(args.outputs, "main_results", "table1", load_encoder(args.semantic))
     runs = [run for run in runs if run.scores[0].setting in WORLDS]
-    scores = [score for run in runs for score in run.scores]
     absent = {cell for cell in not_applicable(args.outputs) if cell[1] in WORLDS}
+    if not runs and not absent:
+        unfinished = "".join(f"\nNote: {note}" for note in notes)
+        raise UserError(
+            f"No finished run of Table 1 lies below {args.outputs}: start with main_results/table1.sh.{unfinished}"
+        )
+    scores = [score for run in runs for score in run.scores]
     models = list(pd.read_csv(PAPER)["model"].unique())
     first, eighth = compare(scores, PAPER, "table1"), compare(with_synonyms(scores), PAPER, "table8")
     table1 = wide_table(first, list(PAPER_BENCHMARKS), models, absent)
@@ -113,8 +120,6 @@ def main(args: Args) -> None:
     for note in notes:
         print(f"Note: {note}")
     print("Written: " + ", ".join(str(file) for forms in files for file in forms))
-    if not scores:
-        raise UserError(f"No finished run of Table 1 lies below {args.outputs}: start with main_results/table1.sh.")
 
 
 def take_in(args: Args) -> None:
@@ -124,14 +129,16 @@ def take_in(args: Args) -> None:
     names = class_names(find_benchmark(args.benchmark, args.classes))
     asked = ways([args.candidates], [args.order], [args.wording], names, args.chain_of_thought)
     ((setting, way),) = asked.items()
-    folder = args.outputs / f"{args.model}-{Path(args.benchmark).stem}-{setting}-imported-{args.import_file.stem}"
+    folder = (
+        args.outputs
+        / f"{args.model.replace('/', '-')}-{Path(args.benchmark).stem}-{setting}-imported-{args.import_file.stem}"
+    )
     told = (args.model, args.benchmark, args.classes, way, args.chain_of_thought)
-    rows, repeats = import_run(args.import_file, folder, *told)
+    said = import_run(args.import_file, folder, *told)
     if setting not in WORLDS:
         print(f"Note: {setting} belongs to the tables of inference_analysis/table.py.", file=sys.stderr)
     write_scores(folder, "main_results", "table1")
-    doubled = f" ({repeats} rows about a picture that had one already are left out)" if repeats else ""
-    print(f"{rows} answers of {args.import_file}{doubled} are now the run {folder}.", file=sys.stderr)
+    print(f"{args.import_file} is now the run {folder}: {'; '.join(said)}.", file=sys.stderr)
 
 
 def load_encoder(folder: Path | None) -> "Encoder | None":

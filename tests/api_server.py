@@ -113,6 +113,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif deed == "malformed":
             self.send(200, b'{"choices": [{"mess')
+        elif deed == "web page":
+            self.send(200, b"<html><title>Log in</title></html>", {"Content-Type": "text/html"})
         elif deed == "nonsense":
             self.send(200, b'{"hello": "world"}')
         elif deed == "drip":  # a byte at a time, for ever: every single one comes in time

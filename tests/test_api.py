@@ -76,6 +76,22 @@ def test_an_attempt_that_takes_too_long_is_given_up(provider, deed):
     assert sum(server.calls.values()) == 2
 
 
+def test_a_web_page_in_place_of_an_answer_is_told_apart(provider):
+    """Repeating would not help: it is another server's address, as where /v1 is missing."""
+    with Server(lambda picture, call: "web page") as server, pytest.raises(UserError, match="else than JSON") as error:
+        behind(provider, server).ask(JPEG, "What is it?")
+    assert "mend --base-url, which ends in /v1" in str(error.value) and server.url in str(error.value)
+
+
+def test_a_server_that_wants_a_key_or_is_not_there_is_named(provider):
+    with Server(lambda picture, call: 401) as server:
+        spec = find_api("x", base_url=server.url, provider=provider)
+        with pytest.raises(UserError, match="127.0.0.1:.* wants a key .*name that with --key-variable"):
+            load_api(spec, Settings(retries=0), server.url).ask(JPEG, "What is it?")
+    with pytest.raises(NoAnswer, match="no connection to 127.0.0.1:9: "):
+        load_api(spec, Settings(retries=0), "http://127.0.0.1:9").ask(JPEG, "What is it?")
+
+
 @pytest.mark.parametrize("deed", [400, 500, "reset", "malformed"])
 def test_trouble_that_stays_costs_this_picture_only(provider, deed):
     with Server(lambda picture, call: deed) as server, pytest.raises(NoAnswer) as error:

@@ -50,7 +50,10 @@ FORMS = {
 def test_every_form_is_read(tmp_path, form):
     line, answer = FORMS[form]
     way = CLOSED if "closed" in form else OPEN
-    assert import_run(write(tmp_path, line), tmp_path / "run", "gpt-4-turbo", "flowers", None, way, False) == (1, 0)
+    assert (
+        import_run(write(tmp_path, line), tmp_path / "run", "gpt-4-turbo", "flowers", None, way, False)[0]
+        == "1 answers"
+    )
     record, (prediction,) = read_run(tmp_path / "run")
     assert prediction.output == answer and record["finished"] and record["config"]["imported"] == "theirs.jsonl"
     assert prediction.label == ("black-eyed susan" if "hyphens" in form else "rose")
@@ -78,7 +81,7 @@ def test_the_script_imports_scores_and_tables(tmp_path, capsys):
     words = ["main_results/table.py", "--outputs", tmp_path / "runs", "--import-file", file, "--model", "llava-1.5-7b",
              "--benchmark", "flowers"]  # fmt: skip
     done = run_script(*words)
-    assert "100 answers" in done.stderr and "(1 rows about a picture" in done.stderr
+    assert "100 answers; 1 rows about a picture that had one already are left out" in done.stderr
     assert "LLaVA1.5-7B (imported)" in done.stdout and "n=100 (5.9, +0.1, inside)" in done.stdout
     folder = tmp_path / "runs" / "llava-1.5-7b-flowers-open_world-imported-theirs"
     assert (folder / "scores.csv").exists() and "rose" in (folder / "classes.csv").read_text()
@@ -88,17 +91,39 @@ def test_the_script_imports_scores_and_tables(tmp_path, capsys):
     assert long.loc["accuracy", "paper"] == 5.9 and long.loc["no_class", "value"] == 94.0
     write(tmp_path, row(0, "rose", pred="rose"))  # the file has changed since
     wrong = run_script(*words, check=False)
-    assert wrong.returncode == 1 and "another configuration (sha256" in wrong.stderr and "remove it" in wrong.stderr
+    assert wrong.returncode == 1 and "holds another import" in wrong.stderr and "or rename" in wrong.stderr
     other = write(tmp_path, row(200, "rose", output="x \ud83d", pred="half \ud83d")).rename(tmp_path / "other.jsonl")
     words[words.index(file)] = other  # a second file of the same cell is a run of its own
     done = run_script(*words)
     assert "several runs: the one with the most examples" in done.stdout and "n=100 (5.9" in done.stdout
 
 
+def test_what_the_manifest_says_is_compared(tmp_path, monkeypatch):
+    """Without it everything is believed, and that is said."""
+    monkeypatch.setenv("VLMCLASSIFIER_PATHS", str(tmp_path / "paths.toml"))
+    (tmp_path / "paths.toml").write_text('[benchmarks]\nflowers = "."\n')
+    words = ("gpt-4-turbo", "flowers", None)
+    file = write(tmp_path, row(1, "rose", pred="x"), row(2, "rose", pred="x"))
+    said = import_run(file, tmp_path / "a", *words, OPEN, False)
+    assert said[1:] == ["the manifest of Flowers102 is not there, so that pictures and labels are believed"]
+    rows = [{"image": f"jpg/image_{n:05}.jpg", "label": "rose", "split": "test"} for n in (1, 3, 4)]
+    (tmp_path / "flowers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    said = import_run(file, tmp_path / "b", *words, CLOSED, False)
+    assert said[1:] == [
+        "no row holds its question, so that --candidates all is believed",
+        f"1 of the pictures are not in {tmp_path / 'flowers.jsonl'}",
+        f"1 are in {tmp_path / 'flowers.jsonl'}, whose test split has 3",
+    ]
+    wrong = write(tmp_path, row(1, "wallflower", pred="x"))
+    with pytest.raises(UserError, match="image_00001.jpg has the label 'wallflower' .* and 'rose' in .*flowers.jsonl"):
+        import_run(wrong, tmp_path / "c", *words, OPEN, False)
+    assert not (tmp_path / "c").exists()
+
+
 BAD = {
     "neither in 'label' nor": {"custom_id": "flowers-7-no flower"} | openai("x"),
     "has no answer": row(1, "rose", response=None, error={"code": "expired"}),
-    "'tulip' is not in the class list": row(1, "tulip", pred="x"),
+    "'tulip' is not in the class list, where '.*' is nearest": row(1, "tulip", pred="x"),
     "asked with 102 candidates, --candidates is none": row(
         1, "rose", question=f'Choose one from "{LIST}".', output="x"
     ),
@@ -126,10 +151,13 @@ def test_other_mistakes_are_named(tmp_path):
     refuse("needs --model and --benchmark", import_file=file)
     refuse("go with --import-file", model="llava-1.5-7b")
     known = {"import_file": file, "model": "llava-1.5-7b", "benchmark": "flowers"}
-    refuse("llava7b is not a key", **known | {"model": "llava7b"})
+    refuse("llava7b is no key", **known | {"model": "llava7b"})
     refuse("CLIP always chooses", **known | {"model": "clip-vit-l-336"})
     refuse("absent.jsonl cannot be read", **known | {"import_file": tmp_path / "absent.jsonl"})
     refuse("has no modules.json", semantic=tmp_path)
+    module.take_in(module.Args(outputs=tmp_path / "runs", **known | {"model": "meta/Other-7B"}))
+    folder = tmp_path / "runs" / "meta-Other-7B-flowers-open_world-imported-theirs"
+    assert read_run(folder)[0]["config"]["model"] == "meta-Other-7B"
     for text, words in (("", "has no rows"), ("{", "row 1 is not JSON"), ("[]", "row 1 is not a JSON object")):
         file.write_text(text)
         refuse(words, **known)

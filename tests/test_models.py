@@ -1,14 +1,26 @@
 """Protects: the registry's link to the paper, and the sentence for every unusable checkpoint."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 from conftest import run_script
 
 from vlmclassifier.api.servers import PROVIDERS
-from vlmclassifier.models import MODELS, checkpoint_folder, find_model, is_miniature, local_checkpoint
+from vlmclassifier.benchmarks import BENCHMARKS, find_manifest
+from vlmclassifier.models import (
+    MODELS,
+    checkpoint_folder,
+    find_model,
+    hub_error,
+    is_miniature,
+    local_checkpoint,
+    template_of,
+)
 from vlmclassifier.prompts import TEMPLATES
 from vlmclassifier.records import UserError
+
+LLAVA = MODELS["llava-1.5-7b"]
 
 
 def test_every_model_is_the_papers():
@@ -27,7 +39,8 @@ def test_every_model_is_the_papers():
 def test_a_model_that_is_trained_here_says_so(key, kind):
     from vlmclassifier.clip import checkpoint_path
 
-    with pytest.raises(UserError, match=f"{key} is trained, not downloaded: run training_analysis/pretrain_mini.py"):
+    words = "is trained, not downloaded: run scripts/quickstart.sh or training_analysis/pretrain_mini.py"
+    with pytest.raises(UserError, match=f"{key} {words}"):
         checkpoint_folder(MODELS[key]) if kind == "vlm" else checkpoint_path(MODELS[key])
 
 
@@ -74,6 +87,31 @@ def test_weights_win_over_paths_toml(tmp_path, monkeypatch):
     assert local_checkpoint(spec) == tmp_path / "a"
     assert local_checkpoint(spec, tmp_path / "b") == tmp_path / "b"
     assert local_checkpoint(MODELS["llava-1.5-13b"]) is None
+
+
+def test_a_slip_in_paths_toml_is_named(tmp_path, monkeypatch):
+    """Where nothing is found for a key, an entry like it that is no key of anything is the likely reason."""
+    file = tmp_path / "paths.toml"
+    monkeypatch.setenv("VLMCLASSIFIER_PATHS", str(file))
+    file.write_text('[models]\n"llava-1.5-7B" = "a"\n"llava-1.5-13b" = "b"\n[benchmarks]\nflower = "."\n')
+    assert "has 'llava-1.5-7B' below [models]: did you mean 'llava-1.5-7b'?" in str(hub_error(LLAVA, OSError()))
+    assert "did you mean" not in str(hub_error(MODELS["clip-vit-l-336"], OSError()))
+    with pytest.raises(
+        UserError, match=r"prepare_data.py flowers .*has 'flower' below .benchmarks.: did you mean 'flow"
+    ):
+        find_manifest(BENCHMARKS["flowers"], tmp_path)
+    with pytest.raises(UserError, match="plane_figures.jsonl.* does not exist: run scripts/quickstart.sh"):
+        find_manifest(BENCHMARKS["plane_figures"], tmp_path)
+    for text in ('[model]\n"llava-1.5-7b" = "a"\n', 'models = "a"\n', 'flowers = "."\n'):
+        file.write_text(text)
+        with pytest.raises(UserError, match="which nothing reads: entries stand below .models. or .benchmarks."):
+            local_checkpoint(LLAVA)
+
+
+def test_the_template_belongs_to_a_runs_identity():
+    assert template_of(LLAVA).startswith("USER: <image>") and template_of(MODELS["qwen3-vl-8b"]) is None
+    with pytest.raises(UserError, match="has the template 'foo': choose one of llava-1.5, "):
+        template_of(replace(LLAVA, template="foo"))
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])

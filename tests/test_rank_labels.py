@@ -299,8 +299,9 @@ def test_mistakes_are_one_sentence(own, tiny, tmp_path, capsys):
     with pytest.raises(UserError, match="No finished run"):
         module.main(module.Args(outputs=tmp_path / "outputs"))
     assert re.search(r"LLaVA1.5-7B \(miniature\) +\| prob_sum +\|.*\| N/A +\|\n", capsys.readouterr().out)
-    with pytest.raises(UserError, match="No finished run of these tables .* start with"):
+    with pytest.raises(UserError, match="nothing is absent, so there are no runs: start with"):
         module.main(module.Args(outputs=tmp_path / "nothing"))
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_the_papers_tokenisation_reads_the_bare_name(own, tiny, tmp_path):

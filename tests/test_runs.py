@@ -71,6 +71,25 @@ def test_looking_at_what_is_recorded_changes_nothing(tmp_path):
     assert len(recorded(tmp_path, CONFIG)) == 3
 
 
+def test_a_command_that_failed_gives_way_to_the_corrected_one(tmp_path):
+    """Without a row there is nothing to lose; but not while its process lives, which may write one soon."""
+    other = CONFIG | {"model": "other"}
+    child = start(tmp_path, 10, 5, 3)  # holds the run, and has no row yet
+    while not (tmp_path / "run.json").exists() or not read_run(tmp_path)[0].get("config"):
+        time.sleep(0.01)
+    assert recorded(tmp_path, other) == []
+    with pytest.raises(UserError, match="another configuration"):
+        open_run(tmp_path, other, order(10))._locks.close()
+    child.kill()
+    child.communicate()
+    work(open_run(tmp_path, other, order(10)), 3, 0)
+    record, _ = read_run(tmp_path)
+    assert record["config"] == other and len(record["sessions"]) == 1
+    tidy(tmp_path)
+    with pytest.raises(UserError, match="another configuration"):
+        open_run(tmp_path, CONFIG, order(10))
+
+
 def test_killed_twenty_times_and_resumed_gives_the_same_bytes(tmp_path):
     rows, rng, in_the_middle = 120, random.Random(0), 0
     whole = expected(rows)

@@ -170,6 +170,10 @@ def test_the_script_writes_three_forms_that_agree(tmp_path, capsys):
 def test_no_runs_or_broken_runs_end_in_a_sentence(tmp_path):
     module = script("main_results/table.py")
     with pytest.raises(UserError, match="No finished run"):
+        module.main(module.Args(outputs=tmp_path / "absent"))
+    assert not (tmp_path / "absent").exists()
+    open_run(tmp_path / "begun", {"model": "x"}, ["a"])
+    with pytest.raises(UserError, match="Note: begun is unfinished: .* or remove the folder"):
         module.main(module.Args(outputs=tmp_path))
     make_run(tmp_path / "a", 6, 10)
     record = json.loads((tmp_path / "a" / "run.json").read_text())

@@ -90,7 +90,12 @@ def test_rows_are_in_evaluation_order_and_say_what_was_asked(tiny, pictures, tmp
     assert {row.prompt for row in rows} == {prompt}
     assert all(task.names[row.class_index] == row.label for row in rows)
     config = read_run(tmp_path)[0]["config"]
-    assert config["miniature"] and config["max_new_tokens"] == 4 and len(config["checkpoint"]) == 64
+    assert (
+        config["miniature"]
+        and config["max_new_tokens"] == 4
+        and config["template"].startswith("USER:")
+        and len(config["checkpoint"]) == 64
+    )
 
 
 def test_a_row_stops_at_its_end_token(tiny, pictures):

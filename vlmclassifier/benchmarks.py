@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from vlmclassifier.paths import PROJECT_ROOT, local_path
+from vlmclassifier.paths import PROJECT_ROOT, local_path, near_miss
 from vlmclassifier.records import Example, UserError
 
 SHUFFLE_SEED = 1234  # the paper's evaluation order; a sub-sample is its head
@@ -133,10 +133,14 @@ def find_manifest(benchmark: Benchmark, root: Path) -> Path:
     for file in places:
         if file.is_file():
             return file
-    raise UserError(
-        f"The manifest {places[0]} (or {places[1]}) does not exist: write it as JSON lines "
-        'such as {"image": "a.jpg", "label": "tench", "split": "test"}; data/README.md says how.'
+    remedy = (
+        "run scripts/quickstart.sh and give --data-root outputs/plane_figures/seed-0/pictures, or draw them with "
+        "scripts/make_plane_figures.py --out DIR"
+        if benchmark.key == "plane_figures"
+        else f"write it with python scripts/prepare_data.py {benchmark.key} (data/README.md)"
     )
+    hint = near_miss("benchmarks", benchmark.key, BENCHMARKS)
+    raise UserError(f"The manifest {places[0]} (or {places[1]}) does not exist: {remedy}.{hint}")
 
 
 def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split: str) -> list[Example]:

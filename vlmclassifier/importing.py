@@ -2,7 +2,7 @@
 
 A line is {"image", "label", "split", "output", "pred"} of its local models, or one of the three forms of its API runs:
 "pred" alone, "output" alone, or an OpenAI answer (`choices`, at the top or in `response.body`) whose label may stand in
-`custom_id` only.
+`custom_id` only. Where the benchmark's manifest is there, pictures and labels are compared with it.
 """
 
 import hashlib
@@ -10,14 +10,15 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from vlmclassifier.benchmarks import Benchmark, class_names, find_benchmark
-from vlmclassifier.models import MODELS, ModelSpec
+from vlmclassifier.benchmarks import Benchmark, class_names, data_root, find_benchmark, find_manifest, parse_row
+from vlmclassifier.models import MODELS, ModelSpec, find_model
 from vlmclassifier.prompts import Way, parse_candidates
 from vlmclassifier.records import Prediction, UserError
-from vlmclassifier.runs import open_run
+from vlmclassifier.runs import open_run, read_record
 
 LISTED = 'Choose one from "'  # what stands before the candidates in the question of these files
 INSTRUCTION_END = "[/INST]"  # some lines of LLaVA-NeXT Mistral still hold the question before it
@@ -25,18 +26,20 @@ INSTRUCTION_END = "[/INST]"  # some lines of LLaVA-NeXT Mistral still hold the q
 
 def import_run(
     file: Path, folder: Path, model: str, benchmark: str, classes: Path | None, way: Way, chain_of_thought: bool
-) -> tuple[int, int]:
-    """Write the answers in `file` as a finished run into `folder`; return how many, and how many rows were repeats.
+) -> list[str]:
+    """Write the answers in `file` as a finished run into `folder`; return sentences on what it holds.
 
     `way`: how the file's questions were asked, which its lines do not say. Of rows about the same picture the first
     counts.
 
     Raises UserError for an unknown model, a file that cannot be read, a row of another form, a label that is not in the
-    class list, and rows that contradict `way`.
+    class list or not the manifest's, rows that contradict `way`, and a folder that holds another import.
     """
-    spec = MODELS.get(model)
+    spec = MODELS.get(model) or (find_model(model, "vlm") if model.count("/") == 1 else None)
     if spec is None:
-        raise UserError(f"--model {model} is not a key of vlmclassifier/models.py: choose one of {', '.join(MODELS)}.")
+        raise UserError(
+            f"--model {model} is no key of vlmclassifier/models.py: choose one of {', '.join(MODELS)}, or OWNER/NAME."
+        )
     task = find_benchmark(benchmark, classes)
     names = class_names(task)
     if spec.kind == "clip" and way.candidates == "none":
@@ -46,13 +49,52 @@ def import_run(
     for number, row in rows:
         prediction = _prediction(row, number, file, names, way)
         first.setdefault(prediction.example_id, prediction)
+    said = [f"{len(first):,} answers", *_doubts(rows, first, way, task)]
     splits = sorted({str(row.get("split", task.test_split)) for _, row in rows})
     config = _config(spec, task, names, splits, file) | asdict(way) | {"chain_of_thought": chain_of_thought}
+    if (folder / "run.json").exists() and read_record(folder)["config"] != config:
+        raise UserError(
+            f"{folder} holds another import, of other content or another model: remove that folder, or rename {file}."
+        )
     run = open_run(folder, config, list(first))
     if new := [row for identity, row in first.items() if identity not in run.done]:
         run.append(new)
     run.finish()
-    return len(first), len(rows) - len(first)
+    return said
+
+
+def _doubts(rows: list[tuple[int, dict]], first: dict[str, Prediction], way: Way, task: Benchmark) -> list[str]:
+    """What the rows leave open, in words. Raises UserError for a label that is not the manifest's."""
+    said = []
+    if repeats := len(rows) - len(first):
+        said.append(f"{repeats:,} rows about a picture that had one already are left out")
+    if way.candidates != "none" and all(row.choices is None or not row.prompt for row in first.values()):
+        said.append(f"no row holds its question, so that --candidates {way.candidates} is believed")
+    try:
+        file = find_manifest(task, data_root(task))
+    except UserError:
+        return [*said, f"the manifest of {task.title} is not there, so that pictures and labels are believed"]
+    labels, tested = {}, 0
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            values = parse_row(line, f"{file} row {number}")
+            labels[_ending(values["image"])] = values["label"]
+            tested += values["split"] == task.test_split
+    known = {identity: labels[_ending(identity)] for identity in first if _ending(identity) in labels}
+    for identity, label in known.items():
+        if label != first[identity].label:
+            raise UserError(
+                f"{identity} has the label {first[identity].label!r} in the imported file and {label!r} in {file}: is "
+                "it another benchmark or another version of it?"
+            )
+    if unknown := len(first) - len(known):
+        said.append(f"{unknown:,} of the pictures are not in {file}")
+    return [*said, f"{len(known):,} are in {file}, whose {task.test_split} split has {tested:,}"]
+
+
+def _ending(image: str) -> str:
+    """Folder and file name: what ./data/Flowers102/jpg/image_00001.jpg and jpg/image_00001.jpg share."""
+    return "/".join(image.split("/")[-2:])
 
 
 def _config(spec: ModelSpec, task: Benchmark, names: Sequence[str], splits: list[str], file: Path) -> dict[str, Any]:
@@ -124,7 +166,11 @@ def _label(row: dict, names: Sequence[str], where: str) -> str:
     if isinstance(row.get("label"), str):
         if row["label"] in known:
             return row["label"]
-        raise UserError(f"{where}: the label {row['label']!r} is not in the class list: is it another --benchmark?")
+        near = get_close_matches(row["label"], names, 1, 0.0)[0]
+        raise UserError(
+            f"{where}: the label {row['label']!r} is not in the class list, where {near!r} is nearest: mend it, or is "
+            "it another --benchmark?"
+        )
     parts = str(row.get("custom_id", "")).split("-")
     for end in range(len(parts), 2, -1):  # the longest first
         if (label := "-".join(parts[2:end])) in known:

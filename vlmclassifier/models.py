@@ -6,7 +6,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from vlmclassifier.paths import local_path
+from vlmclassifier.paths import local_path, near_miss
+from vlmclassifier.prompts import TEMPLATES
 from vlmclassifier.records import UserError
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # never pickles, never code
@@ -133,6 +134,19 @@ def find_api(
     return spec
 
 
+def template_of(spec: ModelSpec) -> str | None:
+    """The text of a model's template; None where the processor's own counts, which belongs to the checkpoint.
+
+    Raises UserError for an entry that names no template.
+    """
+    if spec.template is not None and spec.template not in TEMPLATES:
+        raise UserError(
+            f"The entry {spec.key} of vlmclassifier/models.py has the template {spec.template!r}: choose one of "
+            f"{', '.join(TEMPLATES)}, write it into vlmclassifier/prompts.py, or leave it out."
+        )
+    return TEMPLATES[spec.template] if spec.template else None
+
+
 def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | None:
     """The local checkpoint of a model, or None when it is to come from the hub.
 
@@ -145,7 +159,8 @@ def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | Non
     if path is None:
         return None
     if not path.exists():
-        raise UserError(f"The checkpoint {path} of {spec.key} does not exist: mend --weights or paths.toml.")
+        made = "" if spec.source else ", or run scripts/quickstart.sh, which trains it"
+        raise UserError(f"The checkpoint {path} of {spec.key} does not exist: mend --weights or paths.toml{made}.")
     if path.is_file():
         if spec.kind == "clip":
             return path
@@ -187,8 +202,8 @@ def check_source(spec: ModelSpec) -> None:
     """Raise UserError for a model that exists only where its user has trained it."""
     if spec.source is None:
         raise UserError(
-            f"{spec.key} is trained, not downloaded: run training_analysis/pretrain_mini.py, then pass its folder with "
-            "--weights or name it in paths.toml below [models]."
+            f"{spec.key} is trained, not downloaded: run scripts/quickstart.sh or training_analysis/pretrain_mini.py, "
+            f"then pass its folder with --weights or name it in paths.toml below [models]."
         )
 
 
@@ -196,7 +211,7 @@ def hub_error(spec: ModelSpec, error: Exception) -> UserError:
     """The one sentence for a model that could not be fetched."""
     return UserError(
         f"{spec.key} could not be fetched from the hub ({spec.source}: {type(error).__name__}): pass a local copy with "
-        f"--weights or name it in paths.toml below [models]."
+        f"--weights or name it in paths.toml below [models].{near_miss('models', spec.key, MODELS)}"
     )
 
 

@@ -2,6 +2,8 @@
 
 import os
 import tomllib
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 
 from vlmclassifier.records import UserError
@@ -9,27 +11,49 @@ from vlmclassifier.records import UserError
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
+TABLES = ("models", "benchmarks")
+
+
 def local_path(table: str, key: str) -> Path | None:
     """The entry `key` of `[models]` or `[benchmarks]` in paths.toml, or None where there is none.
 
     `VLMCLASSIFIER_PATHS` names another file. Relative entries start at the file's own folder.
-    Raises UserError when the file cannot be read or an entry is not a string.
+    Raises UserError when the file cannot be read, has another table, or an entry is not a string.
     """
+    file = _file()
+    entry = _settings(file).get(table, {}).get(key)
+    return file.parent / Path(entry).expanduser() if entry else None
+
+
+def near_miss(table: str, key: str, known: Collection[str]) -> str:
+    """A sentence on an entry of paths.toml that looks like `key`, but is no key of anything; else ""."""
+    file = _file()
+    others = {name.lower(): name for name in _settings(file).get(table, {}) if name not in known}
+    found = get_close_matches(key.lower(), others, 1, 0.8)
+    return f" {file} has {others[found[0]]!r} below [{table}]: did you mean {key!r}?" if found else ""
+
+
+def _file() -> Path:
     named = os.environ.get("VLMCLASSIFIER_PATHS")
     file = Path(named) if named else PROJECT_ROOT / "paths.toml"
+    if named and not file.exists():
+        raise UserError(f"{file} (from VLMCLASSIFIER_PATHS) does not exist: create it or unset the variable.")
+    return file
+
+
+def _settings(file: Path) -> dict[str, dict[str, str]]:
     if not file.exists():
-        if named:
-            raise UserError(f"{file} (from VLMCLASSIFIER_PATHS) does not exist: create it or unset the variable.")
-        return None
+        return {}
     try:
         settings = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f'{file} is not valid TOML ({error}): write lines such as key = "folder".') from None
-    section = settings.get(table, {})
-    wrong = [name for name, value in section.items() if not isinstance(value, str)] if section else []
-    if wrong:  # among them a key with a dot outside quotes, which TOML reads as a table
-        raise UserError(f'{file}: {table}.{wrong[0]} is not a string: write "KEY" = "folder", the key in quotes too.')
-    entry = section.get(key)
-    if not entry:
-        return None
-    return file.parent / Path(entry).expanduser()
+    for table, entries in settings.items():
+        if table not in TABLES or not isinstance(entries, dict):
+            raise UserError(f"{file} has {table!r}, which nothing reads: entries stand below [models] or [benchmarks].")
+        wrong = [name for name, value in entries.items() if not isinstance(value, str)]
+        if wrong:  # among them a key with a dot outside quotes, which TOML reads as a table
+            raise UserError(
+                f'{file}: {table}.{wrong[0]} is not a string: write "KEY" = "folder", the key in quotes too.'
+            )
+    return settings

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 FOLDER_LOCK = 1 << 40  # this byte of `.lock` guards run.json, the choice of part files and the merge
+ALIVE = FOLDER_LOCK + 1  # shared by the processes that have the run open
 IN_FLIGHT = 4  # batches that may be written but not yet on the disk
 EXTENDABLE = ("limit",)  # a larger limit continues the same run
 
@@ -236,9 +237,9 @@ class Run:
                 except FileNotFoundError:  # merged by another process since it was listed
                     continue
 
-    def _lock_byte(self, byte: int, wait: bool = False) -> bool:
+    def _lock_byte(self, byte: int, wait: bool = False, kind: int = fcntl.LOCK_EX) -> bool:
         try:
-            fcntl.lockf(self._locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+            fcntl.lockf(self._locks, kind | (0 if wait else fcntl.LOCK_NB), 1, byte)
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
@@ -256,8 +257,8 @@ def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: 
 
     `width`: length of the vector that goes with every row; 0: none.
 
-    Raises UserError when the folder holds a run of another configuration (the difference is shown) or rows that
-    cannot be read.
+    A run without a row, of a command that failed, gives way to one of another configuration. Raises UserError when the
+    folder holds a run of another configuration (the difference is shown) or rows that cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, order, width)
@@ -265,6 +266,14 @@ def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: 
     try:
         file, session = folder / "run.json", {"versions": versions(), "git_commit": git_commit()}
         record = _read_record(file) if file.exists() else None
+        old = {} if record is None else record["config"]
+        if old and _differences(old, config) and not _has_rows(folder) and run._lock_byte(ALIVE):  # nobody else is here
+            for part in run._part_files():
+                part_values(part).unlink(missing_ok=True)
+                part.unlink()
+            (folder / VALUES).unlink(missing_ok=True)
+            record = None
+        run._lock_byte(ALIVE, kind=fcntl.LOCK_SH)
         if record is not None:
             _refuse_difference(folder, record["config"], config)
             for part in filter(None, map(_lock_file, run._part_files() if width else ())):
@@ -332,7 +341,7 @@ def recorded(folder: Path, config: dict[str, Any]) -> list[Prediction]:
 
     Raises UserError as `open_run` does.
     """
-    if not (folder / "run.json").exists():
+    if not (folder / "run.json").exists() or not _has_rows(folder):
         return []
     _refuse_difference(folder, read_record(folder)["config"], config)
     files = [folder / "predictions.jsonl", *sorted(folder.glob("part-*.jsonl"))]
@@ -340,9 +349,17 @@ def recorded(folder: Path, config: dict[str, Any]) -> list[Prediction]:
     return list(rows.values())
 
 
+def _has_rows(folder: Path) -> bool:
+    files = [folder / "predictions.jsonl", *folder.glob("part-*.jsonl")]
+    return any(b"\n" in file.read_bytes() for file in files if file.exists())
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [key for key in {**old, **new} if key not in EXTENDABLE and old.get(key) != new.get(key)]
+
+
 def _refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    keys = [key for key in {**old, **new} if key not in EXTENDABLE and old.get(key) != new.get(key)]
-    if keys:
+    if keys := _differences(old, new):
         shown = "; ".join(f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} now" for key in keys)
         raise UserError(
             f"{folder} holds a run of another configuration ({shown}): remove it, or choose another one (--out)."

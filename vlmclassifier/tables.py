@@ -124,7 +124,10 @@ def collect_runs(
             notes.append(f"{file.parent.name} is N/A: {record['not_applicable']}")
             continue
         if record["finished"] is None:
-            notes.append(f"{file.parent.name} is unfinished: repeat its command to finish its {record['target']} rows.")
+            remove = "" if record["rows"] else ", or remove the folder if it was a mistake"
+            notes.append(
+                f"{file.parent.name} is unfinished: repeat its command to finish its {record['target']} rows{remove}."
+            )
             continue
         run = score_run(file.parent, section, table, encoder)
         key = (run.scores[0].model, run.scores[0].setting, run.scores[0].dataset)

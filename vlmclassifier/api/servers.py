@@ -86,6 +86,12 @@ class Api:
                     unreadable = error
             if attempt < READINGS:
                 time.sleep(min(1.0, self.settings.timeout))
+        page = isinstance(unreadable, json.JSONDecodeError) and unreadable.pos == 0 and unreadable.doc.strip()
+        if page and self.base_url != self.url:  # a web page, of a proxy or of another server
+            raise UserError(
+                f"{self.base_url} answers with something else than JSON ({self.clean(page)}): mend --base-url, "
+                "which ends in /v1 at servers that speak OpenAI's language, or --provider; what is recorded stays."
+            )
         raise NoAnswer(f"the response cannot be read ({self.clean(unreadable)})")
 
     def explain(self, error: Exception) -> Reply | None:
@@ -99,6 +105,11 @@ class Api:
         words = f"{error} {codes[1]}"  # of OpenAI's the code says more than the message
         if isinstance(error, ValueError) and status is None:
             return None
+        if status in (401, 403) and not self.variable:
+            raise UserError(
+                f"{self.host} wants a key ({status}: {text}): put it into an environment variable and name that with "
+                "--key-variable; what is recorded stays."
+            ) from None
         if status in (401, 403) or "API_KEY_INVALID" in words or "API key not valid" in words:
             raise UserError(
                 f"{self.host} refuses the key ({status}: {text}): set the environment variable {self.variable} to a "
@@ -118,7 +129,15 @@ class Api:
             ) from None
         if status == 400 and is_refusal(words):
             return Reply("refusal", self.model, 0, 0)
-        raise NoAnswer(f"{status or type(error).__name__}: {text}") from None
+        kind = type(error).__name__
+        reached = f"no connection to {self.host}: " if kind in ("APIConnectionError", "ConnectError") else ""
+        raise NoAnswer(f"{reached}{status or kind}: {text}") from None
+
+    def dump(self, response: Any) -> dict[str, Any]:
+        """The SDK's response as plain values. Raises JSONDecodeError where it is the text of something else."""
+        if isinstance(response, str):
+            raise json.JSONDecodeError("no JSON", response, 0)
+        return response.model_dump(mode="json")
 
     def clean(self, error: object) -> str:
         """The first words of a message from outside, without the key."""
@@ -166,7 +185,7 @@ class OpenAI(Api):
         return {"model": self.model, "messages": [{"role": "user", "content": content}]} | more
 
     def send(self, jpeg: bytes, question: str) -> Any:
-        return self.client.chat.completions.create(**self.request(jpeg, question)).model_dump()
+        return self.dump(self.client.chat.completions.create(**self.request(jpeg, question)))
 
     def read(self, response: dict[str, Any]) -> tuple[str, Reply]:
         """Also of a line in the results of a batch."""
@@ -200,7 +219,7 @@ class Anthropic(Api):
         return {"model": self.model, "max_tokens": limit, "messages": [{"role": "user", "content": content}]} | more
 
     def send(self, jpeg: bytes, question: str) -> Any:
-        return self.client.messages.create(**self.request(jpeg, question)).model_dump()
+        return self.dump(self.client.messages.create(**self.request(jpeg, question)))
 
     def read(self, response: dict[str, Any]) -> tuple[str, Reply]:
         text = "".join(block["text"] for block in response["content"] if block["type"] == "text")
@@ -235,7 +254,7 @@ class Google(Api):
         return {"model": self.model, "contents": contents, "config": config}
 
     def send(self, jpeg: bytes, question: str) -> Any:
-        return self.client.models.generate_content(**self.request(jpeg, question)).model_dump(mode="json")
+        return self.dump(self.client.models.generate_content(**self.request(jpeg, question)))
 
     def read(self, response: dict[str, Any]) -> tuple[str, Reply]:
         usage, model = response.get("usage_metadata") or {}, response.get("model_version") or self.model
@@ -293,7 +312,7 @@ def find_key(api: Api, base_url: str | None, variable: str | None) -> tuple[str,
             f"The environment variable {' or '.join(names)} is not set: put the key for {api.host} there (it is never "
             "read from a file or an argument)."
         )
-    return "that --key-variable names", ""
+    return "", ""
 
 
 def is_refusal(words: str) -> bool:
