@@ -64,7 +64,7 @@ class Args:
     import_file: Path | None = None
     """An output file of the paper's code, to be made a run first; the options below say what it holds."""
     model: str | None = None
-    """With --import-file: the key of its model in vlmclassifier/models.py, or any OWNER/NAME."""
+    """With --import-file: the key of its model in vlmclassifier/models.py, or OWNER/NAME for any other VLM."""
     benchmark: str | None = None
     """With --import-file: imagenet, flowers, cars, caltech, or a manifest FILE.jsonl of your own (with --classes)."""
     classes: Path | None = None

@@ -131,8 +131,8 @@ def read(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[list[Ro
         if args.dataset:
             raise UserError("--paper-manifests goes with the official pictures (--archives) or --folder.")
         file = find_paper_manifest(args.paper_manifests, benchmark)
-        pictures = whole(args.folder) if args.folder else pictures_of(benchmark, place)
-        return paper_rows(file, benchmark, finder.names, pictures), False
+        folders = {} if args.folder else pictures_of(benchmark, place)
+        return paper_rows(file, benchmark, finder.names, place.folders, folders), False
     if args.dataset:
         into = whole(args.data_root) / benchmark.title if args.data_root else home
         columns = args.image_column, args.label_column
@@ -142,24 +142,25 @@ def read(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[list[Ro
     return READERS[benchmark.key](place, finder), False
 
 
-def pictures_of(benchmark: Benchmark, place: Place) -> Path:
-    """Where the paper's paths start: the official pictures, unpacked, or where they are to be put."""
+def pictures_of(benchmark: Benchmark, place: Place) -> dict[str, Path]:
+    """The folders of the official pictures, unpacked; none where they are still to be put."""
     try:
-        return PICTURE_FOLDERS[benchmark.key](place) if benchmark.key in PICTURE_FOLDERS else place.folder
+        return PICTURE_FOLDERS[benchmark.key](place) if benchmark.key in PICTURE_FOLDERS else {}
     except Absent as absent:
         print(f"Note: {absent}")
-        return place.folder
+        return {}
 
 
 def data_root(args: Args, rows: list[Row]) -> Path:
     """Where the image paths start."""
     if args.data_root:
         return whole(args.data_root)
-    first = rows[0].image
-    for root in (usual_root(args.benchmark), PROJECT_ROOT):
+    first, home = rows[0].image, home_of(args, BENCHMARKS[args.benchmark])
+    packed = [whole(args.archives)] if args.archives else []
+    for root in (usual_root(args.benchmark), PROJECT_ROOT, home, *packed):
         if first.is_relative_to(root) and first.resolve().is_relative_to(root.resolve()):
             return root  # a link that leads out of it would be refused when the picture is opened
-    return home_of(args, BENCHMARKS[args.benchmark])
+    return home
 
 
 def home_of(args: Args, benchmark: Benchmark) -> Path:

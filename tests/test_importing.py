@@ -114,9 +114,25 @@ def test_what_the_manifest_says_is_compared(tmp_path, monkeypatch):
         f"1 of the pictures are not in {tmp_path / 'flowers.jsonl'}",
         f"1 are in {tmp_path / 'flowers.jsonl'}, whose test split has 3",
     ]
+    rows = [{"image": f"{kind}/img/0.jpg", "label": kind, "split": "test"} for kind in ("rose", "tree mallow")]
+    (tmp_path / "flowers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    same = write(
+        tmp_path, *[one | {"pred": "x"} for one in rows], {"image": "x/img/0.jpg", "label": "rose", "pred": ""}
+    )
+    said = import_run(same, tmp_path / "d", *words, OPEN, False)  # folder and name alone would not tell them apart
+    assert said[1].startswith("1 of the pictures are not in") and said[2].startswith("2 are in")
+    with pytest.raises(UserError, match="img/0.jpg has the label 'rose' in the imported file and 'tree mallow'"):
+        import_run(write(tmp_path, rows[1] | {"label": "rose", "pred": "x"}), tmp_path / "c", *words, OPEN, False)
+    (tmp_path / "flowers.jsonl").write_bytes(b"\xe9")
+    with pytest.raises(UserError, match="cannot be read as UTF-8"):
+        import_run(same, tmp_path / "c", *words, OPEN, False)
+    (tmp_path / "flowers.jsonl").write_text(json.dumps(row(1, "rose")) + "\n")
     wrong = write(tmp_path, row(1, "wallflower", pred="x"))
     with pytest.raises(UserError, match="image_00001.jpg has the label 'wallflower' .* and 'rose' in .*flowers.jsonl"):
         import_run(wrong, tmp_path / "c", *words, OPEN, False)
+    (tmp_path / "paths.toml").write_text('[benchmark]\nflowers = "."\n')
+    with pytest.raises(UserError, match="'benchmark', which nothing reads"):  # and not: the manifest is not there
+        import_run(file, tmp_path / "c", *words, OPEN, False)
     assert not (tmp_path / "c").exists()
 
 
@@ -158,6 +174,7 @@ def test_other_mistakes_are_named(tmp_path):
     module.take_in(module.Args(outputs=tmp_path / "runs", **known | {"model": "meta/Other-7B"}))
     folder = tmp_path / "runs" / "meta-Other-7B-flowers-open_world-imported-theirs"
     assert read_run(folder)[0]["config"]["model"] == "meta-Other-7B"
+    refuse("CLIP always chooses", **known | {"model": "ViT-L-14-336-quickgelu/openai"})
     for text, words in (("", "has no rows"), ("{", "row 1 is not JSON"), ("[]", "row 1 is not a JSON object")):
         file.write_text(text)
         refuse(words, **known)

@@ -91,6 +91,8 @@ def test_two_processes_do_not_fill_one_folder(tmp_path):
     with downloads.writing_alone(tmp_path), pytest.raises(UserError, match="Another process is filling"):
         unpack(tmp_path / "a.tgz", tmp_path)
     unpack(tmp_path / "a.tgz", tmp_path)
+    unpack(tmp_path / "a.tgz", tmp_path, wanted="jpg")  # the other process was faster
+    fetch("http://127.0.0.1:9/file", tmp_path / "a.tgz")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tgz", "jpg"]
 
 

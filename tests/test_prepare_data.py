@@ -118,6 +118,8 @@ def test_manifests_that_are_not_the_papers_are_not_taken_for_them(tmp_path, labe
         take([papers[0] | {"label": "toaster"}])
     with pytest.raises(UserError, match="has no rows"):
         take([])
+    with pytest.raises(UserError, match="the image path ./data/Caltech101 names no picture"):
+        take([papers[0] | {"image": "./data/Caltech101"}])
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_archives_that_cannot_be_written_to_are_unpacked_elsewhere(tmp_path, mon
 
     monkeypatch.setattr(Path, "mkdir", refused)
     options = {"archives": shared, "out": mine}
-    with pytest.raises(UserError, match="Nothing can be written to .*flowers-102 .*add --unpack-into DIR"):
+    with pytest.raises(UserError, match="Nothing can be written to .*flowers-102, .*add --unpack-into DIR"):
         prepare("flowers", tmp_path, **options)
     assert bare(prepare("flowers", tmp_path, **options, unpack_into=mine, data_root=mine)) == expected
     assert (mine / "jpg" / "image_00001.jpg").is_file() and not (shared / "flowers-102" / "jpg").exists()
@@ -290,6 +292,27 @@ def test_archives_that_cannot_be_written_to_are_unpacked_elsewhere(tmp_path, mon
         prepare("flowers", tmp_path, archives=None, folder=shared, unpack_into=mine)
     with pytest.raises(UserError, match="102flowers.tgz is a file: name the folder that holds it"):
         prepare("flowers", tmp_path, archives=shared / "flowers-102" / "102flowers.tgz")
+
+
+def test_what_is_unpacked_already_is_used_beside_unpack_into(tmp_path, labels):
+    """A shared disk with the cars' pictures unpacked and their annotations packed; Caltech's inner archive there."""
+    shared, mine = tmp_path / "shared", tmp_path / "mine"
+    official.make_cars(shared)
+    expected = prepare("cars", tmp_path, archives=shared)
+    shutil.rmtree(shared / "devkit")
+    for name in ("cars_train.tgz", "cars_test.tgz"):
+        (shared / name).unlink()
+    options = {"archives": shared, "unpack_into": mine, "overwrite": True}
+    assert prepare("cars", tmp_path, **options) == expected
+    assert (mine / "devkit").is_dir() and not (shared / "devkit").exists()
+    rows = prepare("cars", tmp_path, **options, paper_manifests=labels)
+    assert sum((tmp_path / row["image"]).is_file() for row in rows) == 392
+    official.make_caltech(shared)
+    prepare("caltech", tmp_path, archives=shared)
+    shutil.rmtree(shared / "101_ObjectCategories")
+    (shared / "caltech-101.zip").unlink()
+    rows = prepare("caltech", tmp_path, **options)
+    assert rows[0]["image"].startswith("mine/101_ObjectCategories/") and len(rows) == 202
 
 
 def test_caltechs_archives_half_unpacked_by_hand(tmp_path):

@@ -90,6 +90,29 @@ def test_a_command_that_failed_gives_way_to_the_corrected_one(tmp_path):
         open_run(tmp_path, CONFIG, order(10))
 
 
+def test_what_gives_way_and_what_does_not(tmp_path):
+    open_run(tmp_path / "a", CONFIG, order(10))._locks.close()  # the whole benchmark by mistake
+    work(open_run(tmp_path / "a", CONFIG | {"limit": 2}, order(2)), 1, 0)
+    record, rows = read_run(tmp_path / "a")
+    assert record["finished"] and record["target"] == len(rows) == 2
+    run = open_run(tmp_path / "b", CONFIG, order(10))
+    run.not_applicable("too long")  # a result, though it has no row
+    run._locks.close()
+    with pytest.raises(UserError, match="another configuration"):
+        open_run(tmp_path / "b", CONFIG | {"model": "other"}, order(10))
+    assert read_run(tmp_path / "b")[0]["not_applicable"] == "too long"
+
+
+def test_a_record_from_before_templates_were_recorded_goes_on(tmp_path):
+    run = open_run(tmp_path, CONFIG, order(4))
+    run.append([answer(order(4)[0])])
+    run.finish()
+    work(open_run(tmp_path, CONFIG | {"template": "USER: {question}"}, order(4)), 2, 0)
+    assert read_run(tmp_path)[0]["config"]["template"] == "USER: {question}"
+    with pytest.raises(UserError, match="another configuration .template"):
+        open_run(tmp_path, CONFIG | {"template": "other"}, order(4))
+
+
 def test_killed_twenty_times_and_resumed_gives_the_same_bytes(tmp_path):
     rows, rng, in_the_middle = 120, random.Random(0), 0
     whole = expected(rows)

@@ -1,6 +1,7 @@
 """Protects: the cell of a table: ours beside the paper's, missing cells visible, miniatures never compared."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -175,6 +176,12 @@ def test_no_runs_or_broken_runs_end_in_a_sentence(tmp_path):
     open_run(tmp_path / "begun", {"model": "x"}, ["a"])
     with pytest.raises(UserError, match="Note: begun is unfinished: .* or remove the folder"):
         module.main(module.Args(outputs=tmp_path))
+    run = open_run(tmp_path / "begun", {"model": "x"}, ["a", "b"])
+    run.append([Prediction("a", "cat", 0, "", None, "cat", None, None)])  # in a part file: killed before the merge
+    with pytest.raises(UserError, match="Note: begun is unfinished: repeat its command to finish its 2 rows[.]$"):
+        module.main(module.Args(outputs=tmp_path))
+    run.finish()
+    shutil.rmtree(tmp_path / "begun")
     make_run(tmp_path / "a", 6, 10)
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     del record["config"]["kind"]

@@ -7,6 +7,7 @@ A line is {"image", "label", "split", "output", "pred"} of its local models, or 
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,8 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from vlmclassifier.benchmarks import Benchmark, class_names, data_root, find_benchmark, find_manifest, parse_row
-from vlmclassifier.models import MODELS, ModelSpec, find_model
+from vlmclassifier.benchmarks import Benchmark, class_names, data_root, find_benchmark, find_manifest, load_examples
+from vlmclassifier.models import MODELS, ModelSpec, find_api, find_model
 from vlmclassifier.prompts import Way, parse_candidates
 from vlmclassifier.records import Prediction, UserError
 from vlmclassifier.runs import open_run, read_record
@@ -35,11 +36,7 @@ def import_run(
     Raises UserError for an unknown model, a file that cannot be read, a row of another form, a label that is not in the
     class list or not the manifest's, rows that contradict `way`, and a folder that holds another import.
     """
-    spec = MODELS.get(model) or (find_model(model, "vlm") if model.count("/") == 1 else None)
-    if spec is None:
-        raise UserError(
-            f"--model {model} is no key of vlmclassifier/models.py: choose one of {', '.join(MODELS)}, or OWNER/NAME."
-        )
+    spec = _spec(model)
     task = find_benchmark(benchmark, classes)
     names = class_names(task)
     if spec.kind == "clip" and way.candidates == "none":
@@ -70,31 +67,49 @@ def _doubts(rows: list[tuple[int, dict]], first: dict[str, Prediction], way: Way
         said.append(f"{repeats:,} rows about a picture that had one already are left out")
     if way.candidates != "none" and all(row.choices is None or not row.prompt for row in first.values()):
         said.append(f"no row holds its question, so that --candidates {way.candidates} is believed")
+    root = data_root(task)
     try:
-        file = find_manifest(task, data_root(task))
+        file = find_manifest(task, root)
     except UserError:
         return [*said, f"the manifest of {task.title} is not there, so that pictures and labels are believed"]
-    labels, tested = {}, 0
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            values = parse_row(line, f"{file} row {number}")
-            labels[_ending(values["image"])] = values["label"]
-            tested += values["split"] == task.test_split
-    known = {identity: labels[_ending(identity)] for identity in first if _ending(identity) in labels}
+    examples = load_examples(task, class_names(task), root, "all")
+    exact = {_plain(example.id): example.label for example in examples}
+    endings = Counter(map(_ending, exact))
+    alone = {_ending(image): label for image, label in exact.items() if endings[_ending(image)] == 1}
+    labels = {identity: exact.get(_plain(identity), alone.get(_ending(identity))) for identity in first}
+    known = {identity: label for identity, label in labels.items() if label is not None}
     for identity, label in known.items():
-        if label != first[identity].label:
+        if first[identity].label != label:
             raise UserError(
                 f"{identity} has the label {first[identity].label!r} in the imported file and {label!r} in {file}: is "
                 "it another benchmark or another version of it?"
             )
     if unknown := len(first) - len(known):
         said.append(f"{unknown:,} of the pictures are not in {file}")
+    tested = sum(example.split == task.test_split for example in examples)
     return [*said, f"{len(known):,} are in {file}, whose {task.test_split} split has {tested:,}"]
+
+
+def _plain(image: str) -> str:
+    return image.removeprefix("./")
 
 
 def _ending(image: str) -> str:
     """Folder and file name: what ./data/Flowers102/jpg/image_00001.jpg and jpg/image_00001.jpg share."""
     return "/".join(image.split("/")[-2:])
+
+
+def _spec(model: str) -> ModelSpec:
+    """A registered model by its key or source, one behind an API, else OWNER/NAME for a vision-language model."""
+    known = {spec.source: spec for spec in MODELS.values()} | MODELS
+    if model in known:
+        return known[model]
+    if model.count("/") != 1:
+        raise UserError(
+            f"--model {model} is no key of vlmclassifier/models.py: choose one of {', '.join(MODELS)}, or OWNER/NAME."
+        )
+    providers = {spec.provider for spec in MODELS.values()}
+    return find_api(model) if model.split("/")[0] in providers else find_model(model, "vlm")
 
 
 def _config(spec: ModelSpec, task: Benchmark, names: Sequence[str], splits: list[str], file: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ FOLDER_LOCK = 1 << 40  # this byte of `.lock` guards run.json, the choice of par
 ALIVE = FOLDER_LOCK + 1  # shared by the processes that have the run open
 IN_FLIGHT = 4  # batches that may be written but not yet on the disk
 EXTENDABLE = ("limit",)  # a larger limit continues the same run
+LATER = ("template",)  # what older records do not say: they are taken to agree
 
 
 class Run:
@@ -257,8 +258,9 @@ def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: 
 
     `width`: length of the vector that goes with every row; 0: none.
 
-    A run without a row, of a command that failed, gives way to one of another configuration. Raises UserError when the
-    folder holds a run of another configuration (the difference is shown) or rows that cannot be read.
+    A run without a row, of a command that failed, gives way to one of another configuration or fewer rows.
+    Raises UserError when the folder holds a run of another configuration (the difference is shown) or rows that cannot
+    be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, order, width)
@@ -266,8 +268,7 @@ def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: 
     try:
         file, session = folder / "run.json", {"versions": versions(), "git_commit": git_commit()}
         record = _read_record(file) if file.exists() else None
-        old = {} if record is None else record["config"]
-        if old and _differences(old, config) and not _has_rows(folder) and run._lock_byte(ALIVE):  # nobody else is here
+        if record is not None and _gives_way(record, config, order, folder) and run._lock_byte(ALIVE):  # nobody is here
             for part in run._part_files():
                 part_values(part).unlink(missing_ok=True)
                 part.unlink()
@@ -276,6 +277,7 @@ def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: 
         run._lock_byte(ALIVE, kind=fcntl.LOCK_SH)
         if record is not None:
             _refuse_difference(folder, record["config"], config)
+            record["config"] |= {key: config[key] for key in LATER if key in config}
             for part in filter(None, map(_lock_file, run._part_files() if width else ())):
                 mend_part(part, width)  # not before: another run's parts would be cut by this run's width
                 part.close()
@@ -341,7 +343,7 @@ def recorded(folder: Path, config: dict[str, Any]) -> list[Prediction]:
 
     Raises UserError as `open_run` does.
     """
-    if not (folder / "run.json").exists() or not _has_rows(folder):
+    if not (folder / "run.json").exists() or not has_rows(folder):
         return []
     _refuse_difference(folder, read_record(folder)["config"], config)
     files = [folder / "predictions.jsonl", *sorted(folder.glob("part-*.jsonl"))]
@@ -349,13 +351,21 @@ def recorded(folder: Path, config: dict[str, Any]) -> list[Prediction]:
     return list(rows.values())
 
 
-def _has_rows(folder: Path) -> bool:
+def has_rows(folder: Path) -> bool:
+    """Whether a run has a row already, merged or not."""
     files = [folder / "predictions.jsonl", *folder.glob("part-*.jsonl")]
     return any(b"\n" in file.read_bytes() for file in files if file.exists())
 
 
+def _gives_way(record: dict[str, Any], config: dict[str, Any], order: Sequence[str], folder: Path) -> bool:
+    """Whether a run is that of a command that failed before its first row, and another one is wanted now."""
+    another = _differences(record["config"], config) or len(order) < record["target"]
+    return bool(another) and "not_applicable" not in record and not has_rows(folder)
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    return [key for key in {**old, **new} if key not in EXTENDABLE and old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if key not in EXTENDABLE and (key in old or key not in LATER)]
+    return [key for key in keys if old.get(key) != new.get(key)]
 
 
 def _refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from vlmclassifier.models import MODELS
 from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.prompts import setting_name
 from vlmclassifier.records import Score, UserError
-from vlmclassifier.runs import read_record, read_run
+from vlmclassifier.runs import has_rows, read_record, read_run
 from vlmclassifier.scoring import (
     PAPER_METRIC,
     Difference,
@@ -124,7 +124,7 @@ def collect_runs(
             notes.append(f"{file.parent.name} is N/A: {record['not_applicable']}")
             continue
         if record["finished"] is None:
-            remove = "" if record["rows"] else ", or remove the folder if it was a mistake"
+            remove = "" if has_rows(file.parent) else ", or remove the folder if it was a mistake"
             notes.append(
                 f"{file.parent.name} is unfinished: repeat its command to finish its {record['target']} rows{remove}."
             )

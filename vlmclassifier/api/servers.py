@@ -105,12 +105,13 @@ class Api:
         words = f"{error} {codes[1]}"  # of OpenAI's the code says more than the message
         if isinstance(error, ValueError) and status is None:
             return None
-        if status in (401, 403) and not self.variable:
+        refused = status in (401, 403) or "API_KEY_INVALID" in words or "API key not valid" in words
+        if refused and not self.variable:
             raise UserError(
                 f"{self.host} wants a key ({status}: {text}): put it into an environment variable and name that with "
                 "--key-variable; what is recorded stays."
             ) from None
-        if status in (401, 403) or "API_KEY_INVALID" in words or "API key not valid" in words:
+        if refused:
             raise UserError(
                 f"{self.host} refuses the key ({status}: {text}): set the environment variable {self.variable} to a "
                 "valid one and run the same command again; what is recorded stays."

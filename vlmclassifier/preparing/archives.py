@@ -41,15 +41,18 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def unpack(archive: Path, folder: Path, name: str = "") -> None:
+def unpack(archive: Path, folder: Path, name: str = "", wanted: str = "") -> None:
     """Unpack a tar or zip file into `folder`, all of it or nothing.
 
-    `name`: the new folder there that takes all of it, where the archive has none at its top.
+    `name`: the new folder there that takes all of it, where the archive has none at its top. `wanted`: what is wanted
+    of it; where that is there by now, another process was faster.
 
     Raises UserError for a broken archive, for one that holds links or paths that leave the folder, for one that grows
     beyond reason, and where something of its content is there already.
     """
     with writing_alone(folder), _emptied(folder / f".{archive.name}.unpacking") as temporary:
+        if wanted and (folder / wanted).is_dir():
+            return
         _unpack(archive, temporary)
         for leftover in [*temporary.glob("__MACOSX"), *temporary.glob("._*"), *temporary.glob(".DS_Store")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

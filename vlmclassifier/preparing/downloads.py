@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 5  # of a download, each going on where the last one broke off
 PASSING = {408, 429, 500, 502, 503, 504}  # what a server says that will work again
+UNUSABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # of a folder
 LONGEST_WAIT = 60  # seconds, whatever Retry-After says
 
 
@@ -80,9 +81,11 @@ def writing_alone(folder: Path) -> Iterator[None]:
     except FileExistsError:
         raise UserError(f"{folder} is a file: name the folder that holds it.") from None
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in UNUSABLE:
             raise
-        raise UserError(f"Nothing can be written to {folder} ({error.strerror}): add --unpack-into DIR.") from None
+        raise UserError(
+            f"Nothing can be written to {folder}, or no lock be held there ({error.strerror}): add --unpack-into DIR."
+        ) from None
     try:
         yield
     finally:
@@ -96,6 +99,8 @@ def fetch(url: str, file: Path) -> None:
     Raises UserError when the server refuses, or breaks off ATTEMPTS times without having sent anything new.
     """
     with writing_alone(file.parent):
+        if file.is_file():  # another process was faster
+            return
         _fetch(url, file, file.with_name(f"{file.name}.part"))
 
 

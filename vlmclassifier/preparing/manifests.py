@@ -7,7 +7,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -71,8 +71,10 @@ def find_paper_manifest(folder: Path, benchmark: Benchmark) -> Path:
     return file
 
 
-def paper_rows(file: Path, benchmark: Benchmark, names: Sequence[str], pictures: Path) -> list[Row]:
-    """The rows of the paper's own manifest, with the pictures below `pictures`.
+def paper_rows(
+    file: Path, benchmark: Benchmark, names: Sequence[str], places: Sequence[Path], folders: Mapping[str, Path]
+) -> list[Row]:
+    """The rows of the paper's own manifest, with the pictures in `folders` (by the first part of a path) or `places`.
 
     Raises UserError for a file that cannot be read or has no rows, and a row of another form or label.
     """
@@ -90,9 +92,12 @@ def paper_rows(file: Path, benchmark: Benchmark, names: Sequence[str], pictures:
                 raise UserError(f"{where} says {values['note']!r}: name the folder of the paper's own manifests.")
             parts = [part for part in PurePosixPath(values["image"]).parts if part != "."]
             tail = parts[2:] if parts[:1] == ["data"] else parts  # data/Flowers102/jpg/...
+            if not tail:
+                raise UserError(f"{where}: the image path {values['image']} names no picture: get the file again.")
             found = class_index(values, positions, where)
             more = imagenet_fields(found) if benchmark.key == "imagenet" else {}
-            image = pictures.joinpath(*tail)
+            there = next((place / tail[0] for place in places if (place / tail[0]).is_dir()), places[0] / tail[0])
+            image = folders.get(tail[0], there).joinpath(*tail[1:])
             rows.append(Row(nested(image.parent) / image.name, found, values["split"], more))
     if not rows:
         raise UserError(f"{file} has no rows: get it again.")

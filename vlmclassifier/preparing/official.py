@@ -72,7 +72,7 @@ class Place:
 
     @property
     def folders(self) -> list[Path]:
-        """Where packed files may lie."""
+        """Where official files may lie, packed or unpacked."""
         return [folder for folder in (self.folder, self.archives) if folder]
 
     def has(self, remote: Remote) -> bool:
@@ -85,24 +85,24 @@ class Place:
 
     def unpacked(self, name: str, remote: Remote, where: str = "", bare: bool = False) -> Path:
         """The folder `name` of an archive, unpacked where it is not there yet; `bare`: the archive has no folder."""
-        folder = self.folder / name
+        for folder in self.folders:
+            if (folder / name).is_dir():
+                return folder / name
+        archive, folder = self.file(remote, where), self.folder / name
+        unpack(archive, self.folder, name if bare else "", name)
         if not folder.is_dir():
-            archive = self.file(remote, where)
-            unpack(archive, self.folder, name if bare else "")
-            if not folder.is_dir():
-                raise UserError(f"{archive} does not hold {name}: it is another archive; get the official one.")
+            raise UserError(f"{archive} does not hold {name}: it is another archive; get the official one.")
         return folder
 
 
-def flowers_pictures(place: Place) -> Path:
-    """The folder from which the paper's paths of Flowers102 (jpg/...) start."""
-    place.unpacked("jpg", FLOWERS[0])
-    return place.folder
+def flowers_pictures(place: Place) -> dict[str, Path]:
+    """The folders of Flowers102's pictures, by their names in the paper's paths (jpg/...)."""
+    return {"jpg": place.unpacked("jpg", FLOWERS[0])}
 
 
 def read_flowers(place: Place, finder: ClassFinder) -> list[Row]:
     """Flowers102 in the order of its picture numbers; the train split is the official train and validation sets."""
-    folder = flowers_pictures(place)
+    folder = flowers_pictures(place)["jpg"]
     labels = _numbers(place.file(FLOWERS[1]), "labels", len(finder.names))
     sets = {key: _numbers(place.file(FLOWERS[2]), key, len(labels)) for key in ("trnid", "valid", "tstid")}
     split_of = {number: "test" if key == "tstid" else "train" for key, numbers in sets.items() for number in numbers}
@@ -113,21 +113,20 @@ def read_flowers(place: Place, finder: ClassFinder) -> list[Row]:
         )
     finder.check_complete([label - 1 for label in labels], str(place.folder / FLOWERS[1].name))
     return [
-        Row(folder / "jpg" / f"image_{number:05}.jpg", label - 1, split_of[number])
+        Row(folder / f"image_{number:05}.jpg", label - 1, split_of[number])
         for number, label in enumerate(labels, start=1)
     ]
 
 
-def cars_pictures(place: Place) -> Path:
-    """The folder from which the paper's paths of StanfordCars (cars_train/..., cars_test/...) start."""
-    for name, remote in (("cars_train", CARS[1]), ("cars_test", CARS[2])):
-        place.unpacked(name, remote, CARS_GONE)
-    return place.folder
+def cars_pictures(place: Place) -> dict[str, Path]:
+    """The folders of StanfordCars' pictures, by their names in the paper's paths (cars_train/..., cars_test/...)."""
+    packed = {"cars_train": CARS[1], "cars_test": CARS[2]}
+    return {name: nested(place.unpacked(name, remote, CARS_GONE)) for name, remote in packed.items()}
 
 
 def read_cars(place: Place, finder: ClassFinder) -> list[Row]:
     """StanfordCars, test pictures first, as in the paper's manifest."""
-    folder = cars_pictures(place)
+    folders = cars_pictures(place)
     devkit = place.unpacked("devkit", CARS[0], CARS_GONE)
     annotated = devkit / CARS[3].name  # some copies have it there
     test = annotated if annotated.is_file() else place.file(CARS[3], CARS_GONE)
@@ -137,7 +136,7 @@ def read_cars(place: Place, finder: ClassFinder) -> list[Row]:
     rows = []
     for split, file in (("test", test), ("train", devkit / "cars_train_annos.mat")):
         for name, number in _annotations(file, len(classes)):
-            rows.append(Row(nested(folder / f"cars_{split}") / name, classes[number - 1], split))
+            rows.append(Row(folders[f"cars_{split}"] / name, classes[number - 1], split))
     return rows
 
 
@@ -146,23 +145,21 @@ def nested(folder: Path) -> Path:
     return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
-def caltech_pictures(place: Place) -> Path:
-    """The folder from which the paper's paths of Caltech101 (101_ObjectCategories/...) start."""
-    zipped, tar = CALTECH
-    inner = place.folder / "caltech-101"
-    for folder in (place.folder, inner):  # the tar file may have been unpacked beside itself
-        if (folder / "101_ObjectCategories").is_dir():
-            return folder
-    if not place.has(tar):
-        place.unpacked("caltech-101", zipped)
-        place = replace(place, archives=inner)
-    place.unpacked("101_ObjectCategories", tar, f"remove {inner} and run again")
-    return place.folder
+def caltech_pictures(place: Place) -> dict[str, Path]:
+    """The folder of Caltech101's pictures, by its name in the paper's paths (101_ObjectCategories/...)."""
+    (zipped, tar), name = CALTECH, "101_ObjectCategories"
+    inner = [folder / "caltech-101" for folder in place.folders]  # the tar file may have been unpacked beside itself
+    found = next((folder / name for folder in (*place.folders, *inner) if (folder / name).is_dir()), None)
+    if found is None:
+        packed = next((folder for folder in (*place.folders, *inner) if (folder / tar.name).is_file()), None)
+        packed = packed or place.unpacked("caltech-101", zipped)
+        found = replace(place, archives=packed).unpacked(name, tar, f"remove {packed} and run again")
+    return {name: found}
 
 
 def read_caltech(place: Place, finder: ClassFinder) -> list[Row]:
     """Caltech101 by folder and file name. It has no official split: every row is "all"."""
-    folder = caltech_pictures(place) / "101_ObjectCategories"
+    folder = caltech_pictures(place)["101_ObjectCategories"]
     rows = class_folders(folder, finder, "all")
     finder.check_complete({row.class_index for row in rows}, str(folder))
     return rows
@@ -284,6 +281,6 @@ def _annotations(file: Path, classes: int) -> Sequence[tuple[str, int]]:
 READERS: dict[str, Callable[[Place, ClassFinder], list[Row]]] = {
     "flowers": read_flowers, "cars": read_cars, "caltech": read_caltech, "imagenet": read_imagenet,
 }  # fmt: skip
-PICTURE_FOLDERS: dict[str, Callable[[Place], Path]] = {
+PICTURE_FOLDERS: dict[str, Callable[[Place], dict[str, Path]]] = {
     "flowers": flowers_pictures, "cars": cars_pictures, "caltech": caltech_pictures,
 }  # fmt: skip

@@ -17,7 +17,8 @@ from vlmclassifier.tables import model_of
 from vlmclassifier.values import ROWS, read_values
 
 PRIORS = {"no_image": "", "mean": "_mean_prior"}  # of guidance: what its settings' names end with
-SAME = ("model", "checkpoint", "dtype", "benchmark", "manifest", "wording", "opening", "paper_tokenisation", "classes")
+SAME = ("model", "checkpoint", "dtype", "benchmark", "manifest", "template", "wording", "opening",
+        "paper_tokenisation", "classes")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def of_train(ranking: Ranking, others: Sequence[Ranking]) -> Ranking | None:
     if ranking.config["split"] in ("train", "all"):  # these hold the train pictures themselves
         return None
     same = [r for r in others if r.config["split"] == "train"
-            and all(r.config[key] == ranking.config[key] for key in SAME)]  # fmt: skip
+            and all(r.config.get(key) == ranking.config.get(key) for key in SAME)]  # fmt: skip
     return max(same, key=lambda r: len(r.ids), default=None)
 
 
