@@ -73,11 +73,7 @@ class Place:
     @property
     def folders(self) -> list[Path]:
         """Where official files may lie, packed or unpacked."""
-        return [folder for folder in (self.folder, self.archives) if folder]
-
-    def has(self, remote: Remote) -> bool:
-        """Whether the packed file is there."""
-        return any((folder / remote.name).is_file() for folder in self.folders)
+        return list(dict.fromkeys(folder for folder in (self.folder, self.archives) if folder))
 
     def file(self, remote: Remote, where: str = "") -> Path:
         """An official file, downloaded where it may be."""
@@ -167,11 +163,10 @@ def read_caltech(place: Place, finder: ClassFinder) -> list[Row]:
 
 def read_imagenet(place: Place, finder: ClassFinder) -> list[Row]:
     """ImageNet's validation set, and its train set where train/WNID/ is there, by class and file name."""
-    folders = {"val": "valid", "train": "train"}
-    rows = [
-        row for name, split in folders.items() if _has_classes(place.folder / name)
-        for row in class_folders(place.folder / name, finder, split)
-    ]  # fmt: skip
+    rows = []
+    for name, split in (("val", "valid"), ("train", "train")):
+        folder = next((folder / name for folder in place.folders if _has_classes(folder / name)), None)
+        rows += class_folders(folder, finder, split) if folder else []
     if not any(row.split == "valid" for row in rows):
         rows += _flat_validation_set(place)
     finder.check_complete({row.class_index for row in rows if row.split == "valid"}, str(place.folder / "val"))
