@@ -7,6 +7,6 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
-# Two processes of one thread each: most tests start processes of their own and wait for them.
+# Three processes of one thread each, on two cores: most tests start processes of their own and wait for them.
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-.venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"
+.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"
