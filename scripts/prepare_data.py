@@ -9,7 +9,7 @@
 
 Writes data/BENCHMARK.jsonl and data/BENCHMARK_classes.json. Archives are downloaded where they may be (a broken
 download goes on where it broke off), checked and unpacked; files that lie there as torchvision's classes expect them
-are used as they are. The counts are compared with the paper's; rows of another split say so, and so will every table.
+are used as they are. The rows are compared with the paper's; those of another split say so, and so will every table.
 data/README.md names the sources and their traps.
 """
 
