@@ -9,4 +9,4 @@ bash scripts/setup.sh
 .venv/bin/ruff check .
 # Three processes of one thread each, on two cores: most tests start processes of their own and wait for them.
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"
+.venv/bin/python -m pytest --numprocesses 3 --dist loadfile "$@"

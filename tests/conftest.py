@@ -19,15 +19,8 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests never wait for a network
 os.environ.pop("VLMCLASSIFIER_PATHS", None)
-LONG_FILES = ("processes", "launchers", "pretraining", "findings", "checks", "scripts", "bench_ranking")  # begin first
 ROOT = Path(__file__).resolve().parent.parent
 REALDATA = os.environ.get("VLMCLASSIFIER_REALDATA")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that no process of several is left with one at the end; the others as they are."""
-    place = {f"test_{name}": number for number, name in enumerate(LONG_FILES)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")
