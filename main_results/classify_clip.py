@@ -1,150 +1,117 @@
-"""Classify a benchmark with CLIP: the class whose caption is nearest to the picture (section 2, Table 1).
+"""Classify a benchmark with CLIP: the class whose caption is nearest to the image (section 2, Table 1).
 
     python main_results/classify_clip.py --model clip-vit-l-336 --benchmark flowers
     python main_results/classify_clip.py --model ViT-B-32/laion2b_s34b_b79k --benchmark cars --candidates 20
     python main_results/classify_clip.py --model clip-vit-l-336 --benchmark cars --candidates 2 5 20 100 all
     python main_results/classify_clip.py --model clip-vit-l-336 --weights clip.safetensors --benchmark caltech
 
-Writes outputs/main_results/NAME/{run.json, predictions.jsonl, scores.csv}. Stop it whenever you like: the same command
-goes on where it stopped. Start it several times, or under `accelerate launch`, and the processes share the work.
+Writes outputs/main_results/NAME/{run.json, predictions.jsonl, scores.csv}. It can be stopped at any time: the same
+command continues. Start it several times, or under `accelerate launch`, and the processes share the work.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 from vlmclassifier import cli
-from vlmclassifier.benchmarks import Evaluation, load_evaluation
+from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, values_of
 from vlmclassifier.images import open_image, prefetch
-from vlmclassifier.models import find_model, is_miniature
-from vlmclassifier.prompts import CAPTION, draw_candidates, parse_candidates, setting_name
-from vlmclassifier.provenance import fingerprint
-from vlmclassifier.records import Example, Prediction, UserError
-from vlmclassifier.runs import Run, open_run, pending_together
-from vlmclassifier.tables import run_folder, write_scores
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vlmclassifier.clip import CLIP
+from vlmclassifier.models import find_model
+from vlmclassifier.paths import run_folder
+from vlmclassifier.prompts import CAPTION, clip_settings
+from vlmclassifier.records import Example, Prediction
+from vlmclassifier.runs import open_run, pending_together
+from vlmclassifier.scoring.runs import score_run
 
 
 @dataclass
-class Args:
+class Args(RunArgs, DataArgs, ModelArgs):
+    """Arguments."""
+
     model: str = "clip-vit-l-336"
     """A key of vlmclassifier/models.py, any open_clip NAME/TAG, or a folder as --weights takes it."""
     weights: Path | None = None
     """Local weights: a file for the architecture, a folder with open_clip_config.json, or one of a transformers CLIP or
-    SigLIP; without it paths.toml, then open_clip's download."""
-    benchmark: str = "flowers"
-    """imagenet, flowers, cars, caltech, plane_figures, or a manifest FILE.jsonl of your own (with --classes)."""
-    classes: Path | None = None
-    """Class list of your own manifest: a JSON array of names."""
-    data_root: Path | None = None
-    """Folder that the manifest's image paths start from; without it paths.toml, then the project."""
-    split: str | None = None
-    """Split to evaluate, or "all"; without it the benchmark's test split."""
-    limit: int | None = None
-    """Only the first N pictures of the evaluation order; a larger N later continues the same run."""
+    SigLIP; default: the entry in paths.toml, else open_clip's download."""
     candidates: tuple[str, ...] = ("all",)
-    """Which classes may win: all, or K candidates drawn per picture, the same that a VLM is given; several: a run each,
-    with each picture encoded once."""
+    """Which classes may win: all, or K candidates drawn per image, the same that a VLM is given. Several values: one
+    run each, with each image encoded once."""
     seed: int = 0
-    """Seed of the candidate lists; each is drawn from (seed, picture) alone."""
+    """Seed of the candidates; they are drawn from (seed, image) alone."""
     batch_size: int = 64
-    """Pictures per forward pass; the rankings do not depend on it."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto: this process's GPU, else the CPU."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on a GPU, float32 on the CPU."""
-    out: Path | None = None
-    """Run folder, with -SETTING behind it where there are several; without it outputs/main_results/MODEL-BENCHMARK."""
+    """Images per forward pass; the rankings do not depend on it."""
 
 
 def main(args: Args) -> None:
     """Check everything, classify what is pending, score."""
+    # ---- check
     cli.check_positive(limit=args.limit, batch_size=args.batch_size)
     spec = find_model(args.model, "clip")
-    asked = cli.several(args.candidates)
-    if "none" in asked:
-        raise UserError("CLIP always chooses among class names: use --candidates all or a number.")
-    task = load_evaluation(args.benchmark, args.classes, args.data_root, args.split, args.limit)
-    for candidates in asked:
-        parse_candidates(candidates, task.names)
+    task = args.load_evaluation()
+    settings = clip_settings(task.names, values_of(args.candidates), args.seed)
 
-    from vlmclassifier.clip import checkpoint_path  # seconds of torch
+    from vlmclassifier.clip import checkpoint_path, load_clip  # seconds of torch
     from vlmclassifier.devices import resolve_device, resolve_dtype
 
-    weights = checkpoint_path(spec, args.weights)
-    config = {
-        "script": "classify_clip", "kind": "clip", "model": spec.key, "miniature": is_miniature(weights),
-        "checkpoint": fingerprint(weights), "dtype": resolve_dtype(args.dtype, resolve_device(args.device)),
-        "benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": args.limit,
-        "candidates": "all", "caption": CAPTION, "seed": args.seed, "classes": list(task.names),
-        **task.marks,
-    }  # fmt: skip
-    order, runs = [example.id for example in task.examples], {}
-    for candidates in asked:
-        setting = setting_name(candidates, seed=args.seed if candidates != "all" else 0)
-        out = run_folder(args.out, "main_results", f"{spec.key}-{task.benchmark.key}", setting, len(asked) > 1)
-        runs[candidates] = open_run(out, config | {"candidates": candidates}, order)
-    if pending := {candidates: run for candidates, run in runs.items() if not run.complete}:
-        classify(args, task, weights, pending, f"{spec.key} on {task.benchmark.title}, {', '.join(pending)} candidates")
-    for run in runs.values():
-        run.finish()
-        if cli.is_main_process():
-            cli.report(run.folder, write_scores(run.folder, "main_results", "table1"), "python main_results/table.py")
-
-
-def classify(args: Args, task: Evaluation, weights: Path, runs: dict[str, Run], title: str) -> None:
-    """Rank the classes for every pending picture, batch by batch, with each kind of candidate list."""
-    from torch import stack
-
-    from vlmclassifier.clip import load_clip
-    from vlmclassifier.devices import Halving
-
-    clip = load_clip(args.model, weights, args.device, args.dtype)
-    names = list(dict.fromkeys(task.names))  # a name that two classes share stands for the first
-    class_index = [task.names.index(name) for name in names]
-    column = {name: place for place, name in enumerate(names)}
-    class_features = clip.class_features(names)  # [names, width], once per run
+    # ---- open one run per setting
+    checkpoint = checkpoint_path(spec, args.weights)
+    dtype = resolve_dtype(args.dtype, resolve_device(args.device))
     examples = {example.id: example for example in task.examples}
+    runs = {}
+    for setting in settings:
+        config = run_config(
+            "classify_clip", "clip", spec, task, args.limit, checkpoint=checkpoint, setting=setting, caption=CAPTION,
+            dtype=dtype,
+        )  # fmt: skip
+        name = f"{spec.key}-{task.benchmark.key}"
+        folder = run_folder(args.out, "main_results", name, setting.name, len(settings) > 1)
+        runs[setting] = open_run(folder, config, list(examples))
 
-    def load(lists: list[list[str]]) -> object:
-        ids = every(lists)
-        return clip.prepare([open_image(examples[i].image, task.root, examples[i].row) for i in ids])
+    # ---- classify
+    pending = {setting: run for setting, run in runs.items() if not run.complete}
+    if pending:
+        clip = load_clip(args.model, checkpoint, args.device, args.dtype)
+        names = list(dict.fromkeys(task.names))  # a name that two classes share stands for the first
+        column = {name: place for place, name in enumerate(names)}
+        class_features = clip.class_features(names)  # [names, width], once per run
 
-    def row(example: Example, choices: tuple[str, ...] | None, best: list[int]) -> Prediction:
-        ranking, name = tuple(class_index[place] for place in best), names[best[0]]
-        return Prediction(example.id, example.label, example.class_index, CAPTION, choices, name, name, ranking)
+        def load(leases: list[list[str]]) -> tuple[list[str], object]:
+            ids = list(dict.fromkeys(i for lease in leases for i in lease))  # that any of the runs needs
+            images = [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
+            return ids, clip.prepare(images)
 
-    halving = Halving()
-    with cli.progress(list(runs.values()), title) as advance:
-        for lists, pixel_values in prefetch(pending_together(list(runs.values()), args.batch_size), load):
-            encoded = halving(partial(encode, clip, pixel_values), range(len(pixel_values)))
-            features = dict(zip(every(lists), encoded, strict=True))  # picture -> [width]
-            for (candidates, run), ids in zip(runs.items(), lists, strict=True):
-                if not ids:
-                    continue
-                batch, choices, allowed = [examples[i] for i in ids], [None] * len(ids), None
-                if candidates != "all":
-                    count = parse_candidates(candidates, task.names)
-                    choices = [draw_candidates(example, task.names, count, seed=args.seed) for example in batch]
-                    allowed = [[column[name] for name in drawn] for drawn in choices]
-                rankings = clip.rank(stack([features[i] for i in ids]), class_features, allowed)
-                run.append(list(map(row, batch, choices, rankings)))
-            advance()
+        title = f"{spec.key} on {task.benchmark.title}, {', '.join(setting.name for setting in pending)}"
+        with cli.progress(list(pending.values()), title) as update:
+            leases_together = pending_together(list(pending.values()), args.batch_size)
+            for leases, (ids, pixel_values) in prefetch(leases_together, load):
+                features = clip.encode_images(pixel_values)  # [images, width]
+                row_of = {i: row for row, i in enumerate(ids)}
+                for (setting, run), lease in zip(pending.items(), leases, strict=True):
+                    if not lease:
+                        continue
+                    batch = [examples[i] for i in lease]
+                    choices = [None if setting.candidates == "all" else setting.choices(example) for example in batch]
+                    allowed = [[column[name] for name in drawn] for drawn in choices if drawn is not None] or None
+                    rankings = clip.rank(features[[row_of[i] for i in lease]], class_features, allowed)
+                    run.append([
+                        prediction(example, drawn, [names[place] for place in best], task.names)
+                        for example, drawn, best in zip(batch, choices, rankings, strict=True)
+                    ])  # fmt: skip
+                update()
+
+    # ---- score
+    for run in runs.values():
+        rows = run.finish()
+        if cli.is_main_process():
+            cli.report(score_run(run.folder, rows), "python main_results/table.py")
 
 
-def every(lists: list[list[str]]) -> list[str]:
-    """The pictures that any of the runs still wants."""
-    return list(dict.fromkeys(i for ids in lists for i in ids))
-
-
-def encode(clip: "CLIP", pixel_values: "Tensor", part: range) -> "Tensor":
-    """Image features [part, width] of some pictures of a batch."""
-    return clip.encode_images(pixel_values[part.start : part.stop])
+def prediction(
+    example: Example, choices: tuple[str, ...] | None, best: Sequence[str], names: Sequence[str]
+) -> Prediction:  # fmt: skip
+    """The row to record; `best`: the names with the largest similarity."""
+    ranking = tuple(names.index(name) for name in best)
+    return Prediction(example.id, example.label, example.class_index, CAPTION, choices, best[0], ranking)
 
 
 if __name__ == "__main__":

@@ -2,31 +2,32 @@
 # Table 1: every model on every benchmark in the open and the closed world, then the table. Finished runs are skipped.
 #   bash main_results/table1.sh
 #   MODELS="llava-1.5-7b clip-vit-l-336" BENCHMARKS="flowers cars" LIMIT=1000 bash main_results/table1.sh
-# Settings: MODELS, BENCHMARKS, WORLDS (of VLMs: open closed), LIMIT (pictures), SPLIT, BATCH_SIZE, OUTPUTS, PYTHON;
+# Settings: MODELS, BENCHMARKS, WORLDS (of VLMs: open closed), LIMIT (images), SPLIT, BATCH_SIZE, OUTPUTS, PYTHON;
 # for APIs, which run where MODELS names them, API_ARGS ("--model-id ID --prices IN OUT").
 set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 source scripts/launcher.bash
 
-VLMS=("${PAPERS[@]}")
-[ -z "${MODELS:-}" ] || VLMS+=("${TODAYS[@]}")  # run where MODELS names them, each by its key
-CLIPS=(clip-vit-l-336 eva-clip-g)
-SUPERVISED=vit-b-16  # ImageNet only, where MODELS names it
-known "${VLMS[@]}" "${CLIPS[@]}" "$SUPERVISED" "${APIS[@]}"
+filter=(--paper)
+[ -z "${MODELS:-}" ] || filter=()  # models beside the paper's run where MODELS names them
+read -ra VLMS <<< "$(registered models --kind vlm "${filter[@]}")"
+read -ra CLIPS <<< "$(registered models --kind clip "${filter[@]}")"
+read -ra APIS <<< "$(registered models --kind api)"
+check_models "${VLMS[@]}" "${CLIPS[@]}" "${APIS[@]}"
 WORLDS=${WORLDS:-open closed}
 
 classify() { # vlm, clip or api, model, benchmark, candidates
     local common=("${COMMON[@]}")
     [ "$1" != api ] || common=("${API_COMMON[@]}")
-    ! wanted "$2" || run "$2/$3/$4" "main_results/classify_$1.py" --model "$2" --benchmark "$3" --candidates "$4" \
-        "${common[@]}"
+    ! is_selected "$2" || run "$2/$3/$4" "main_results/classify_$1.py" --model "$2" --benchmark "$3" \
+        --candidates "$4" "${common[@]}"
 }
 
 for benchmark in "${BENCHMARKS[@]}"; do
-    [[ -z "${MODELS:-}" || $benchmark != imagenet ]] || classify clip "$SUPERVISED" imagenet all
+    read -ra ABLE <<< "$(registered models --kind clip --benchmark "$benchmark")"  # a supervised model knows ImageNet only
     for model in "${CLIPS[@]}"; do
-        classify clip "$model" "$benchmark" all
+        [[ " ${ABLE[*]} " != *" $model "* ]] || classify clip "$model" "$benchmark" all
     done
     for model in "${VLMS[@]}"; do
         [[ $WORLDS != *open* ]] || classify vlm "$model" "$benchmark" none

@@ -1,9 +1,10 @@
-"""Write the miniature of a registered model: true architecture and processor, random weights, a few hundred kilobytes.
+"""Write the miniature of a registered model: real architecture and processor, random weights, a few hundred kilobytes.
 
     python scripts/make_tiny_model.py --model llava-1.5-7b --out checkpoints/tiny/llava-1.5-7b
     python main_results/classify_vlm.py --model llava-1.5-7b --weights checkpoints/tiny/llava-1.5-7b ...
 
-A miniature classifies nothing: it is for trying every path offline. Its config marks it and tables show the mark.
+The answers of a miniature are meaningless: it is for testing every code path offline. Its config marks it as a
+miniature, and tables show that.
 """
 
 from dataclasses import dataclass
@@ -19,24 +20,28 @@ class Args:
     out: Path
     """The folder to write, an ordinary checkpoint folder."""
     model: str = "llava-1.5-7b"
-    """A key of vlmclassifier/models.py, or "all": one folder below --out for every model that has a miniature."""
+    """A key of vlmclassifier/models.py, or "all": one folder in --out for every model that has a miniature."""
     seed: int = 0
     """Seed of the random weights: the same seed gives the same bytes."""
 
 
 def main(args: Args) -> None:
+    """Write the miniature of one model or of all models."""
     if args.model != "all" and args.model not in MODELS:
         raise UserError(
             f"There is no miniature of {args.model!r}, only of registered models, whose architecture is known without "
-            f"their weights: choose one of {', '.join(MODELS)} or all."
+            f"their weights: choose one of {', '.join(MODELS)}, or all."
         )
     from vlmclassifier.tiny import has_miniature, make_tiny
 
-    specs = list(filter(has_miniature, MODELS.values())) if args.model == "all" else [MODELS[args.model]]
-    for spec in specs:
-        folder = make_tiny(spec, args.out / spec.key if args.model == "all" else args.out, args.seed)
+    if args.model == "all":
+        folders = {spec: args.out / spec.key for spec in MODELS.values() if has_miniature(spec)}
+    else:
+        folders = {MODELS[args.model]: args.out}
+    for spec, folder in folders.items():
+        make_tiny(spec, folder, args.seed)
         print(f"{spec.key}: {folder}")
-    print("Next: pass a folder with --weights, or name it in paths.toml.")
+    print("Next: pass a folder with --weights, or add it to [models] in paths.toml.")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ machines=(--num_machines "${MACHINES:-1}" --machine_rank "${RANK_OF_MACHINE:-0}"
 [ -z "${HEAD:-}" ] || machines+=(--main_process_ip "$HEAD")
 echo "Running $script with $processes processes on ${MACHINES:-1} machine(s), $gpus GPUs here" >&2
 port=${PORT:-$([ "${MACHINES:-1}" -gt 1 ] && echo 29500 || echo 0)}  # 0: any free one; machines must agree on one
-# accelerate launch, without its traceback: the script has said in one sentence what is wrong.
+# accelerate launch, without its traceback: the script has printed one sentence with what is wrong.
 exec "$PYTHON" -c '
 import subprocess, sys
 from accelerate.commands.launch import main

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, then run the whole study in small, from scratch, on two CPU cores: pictures, trainings, every section, findings.
+# Set up, then run the whole study in small, from scratch, on two CPU cores: images, trainings, every section, findings.
 #   bash scripts/quickstart.sh            bash scripts/quickstart.sh --seed 2 --seeds 3 --full
 #   bash scripts/quickstart.sh --smoke    everything at toy size
 # All arguments go to scripts/study.py: python scripts/study.py --help lists them. What is done is not done again.

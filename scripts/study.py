@@ -1,12 +1,12 @@
-"""Run the whole small study on the embedded world PlaneFigures: pictures, trainings, every section, the findings.
+"""Run the whole small study on the embedded data set PlaneFigures: images, training, every section, the findings.
 
     python scripts/study.py
     python scripts/study.py --seed 2 --seeds 3 --full
     python scripts/study.py --benchmark my.jsonl --classes my.json --preset photos
 
-bash scripts/quickstart.sh sets up first and passes its arguments on. Everything is kept below
-outputs/BENCHMARK/seed-SEED; what is there already is not done again. A changed recipe moves the old folder aside.
-Writes outputs/BENCHMARK/findings.csv and findings.md.
+bash scripts/quickstart.sh installs everything first and passes its arguments on. All files are written below
+outputs/BENCHMARK/seed-SEED; finished parts are not computed again. If the recipe has changed, the folder of the old
+recipe is renamed and kept. Writes outputs/BENCHMARK/findings.csv and findings.md.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Literal
 
 from vlmclassifier import cli
-from vlmclassifier.benchmarks import load_evaluation
-from vlmclassifier.findings import Finding, over_seeds, read_findings, readable, write_findings
-from vlmclassifier.paths import PROJECT_ROOT
+from vlmclassifier.benchmarks import class_names, find_benchmark, load_evaluation
+from vlmclassifier.mini.findings import Finding, over_seeds, read_findings, readable, write_findings
+from vlmclassifier.paths import OUTPUTS, PROJECT_ROOT
+from vlmclassifier.prompts import CAPTION, TEMPLATES, WORDINGS
 from vlmclassifier.records import UserError
-from vlmclassifier.tables import OUTPUTS
 
-# In the order of the paper; each has a study.py that takes --root and writes ROOT/SECTION/findings.csv. With --smoke:
+# In the order of the paper. Each section has a mini_study.py that takes --root and writes ROOT/SECTION/findings.csv.
+# The values are its arguments with --smoke.
 SECTIONS = {"main_results": ["--candidates", 2, "all", "--train", 96], "inference_analysis": ["--train", 96]}
-PACKAGE = PROJECT_ROOT / "vlmclassifier"
 BY_CONSTRUCTION = (
-    "By construction: in this world we set how often the training texts name each class. What F1 and F4 test here is "
-    "whether withholding names is enough to cause the gap; the controls (--full) train with other frequencies."
+    "By construction: in this data set we set how often the training texts name each class. What F1 and F4 test here "
+    "is whether withholding names is enough to cause the gap; the controls (--full) train with other frequencies."
 )
 PAPER_COLUMN = "paper: the number of LLaVA1.5-7B or CLIP-L on ImageNet beside ours; no other comparison is meant."
 
@@ -40,146 +40,194 @@ PAPER_COLUMN = "paper: the number of LLaVA1.5-7B or CLIP-L on ImageNet beside ou
 @dataclass
 class Args:
     seed: int = 0
-    """Seed of pictures, weights, frequencies and texts."""
+    """Seed of images, weights, frequencies and texts."""
     seeds: int = 1
-    """So many seeds from --seed on, one after the other; the table then shows the spread."""
+    """Number of seeds, from --seed on, one after the other; for several the table shows the range of the values."""
     full: bool = False
     """Also train the controls: a VLM with uniform and one with permuted naming frequencies."""
     smoke: bool = False
-    """Everything at toy size, in its own folder: shows that it runs, not what it finds."""
+    """Run everything at toy size, in a folder of its own: a test that it runs, without meaningful numbers."""
     benchmark: str = "plane_figures"
     """plane_figures, or a manifest FILE.jsonl of your own with a train and a test split (with --classes)."""
     classes: Path | None = None
     """Class list of your own manifest: a JSON array of names."""
     data_root: Path | None = None
-    """Folder that your manifest's image paths start from; without it the manifest's own. PlaneFigures is drawn."""
+    """Folder that your manifest's image paths start from; default: the manifest's folder. Not used for plane_figures,
+    whose images are drawn."""
     preset: Literal["figures", "photos"] = "figures"
-    """Training recipe: figures, or photos for photographs; --smoke has its own."""
+    """Training recipe: figures for generated images, photos for real images; --smoke has a recipe of its own."""
     minutes: float | None = None
-    """Train about so long; without it the preset's steps."""
+    """Approximate training time; default: the preset's number of steps."""
     facts: Path | None = None
     """Facts about your own classes: JSON {class: [[question with {subject}, answer], ...]}."""
 
 
 def main(args: Args) -> None:
-    """One seed after the other, then the table."""
+    """Run one seed after the other, then print and write the table."""
     cli.check_positive(seeds=args.seeds)
     if args.seed < 0:
         raise UserError(f"--seed {args.seed} is negative: give another number.")
-    if args.benchmark != "plane_figures":  # no training before the manifest is known to be whole
+    if args.benchmark != "plane_figures":  # errors in the manifest must appear before the training
         for split in ("train", None):
             load_evaluation(args.benchmark, args.classes, args.data_root, split)
-    home = OUTPUTS / (f"{Path(args.benchmark).stem}-smoke" if args.smoke else Path(args.benchmark).stem)
-    tables, times = [], {}
+    name = Path(args.benchmark).stem
+    folder = OUTPUTS / (f"{name}-smoke" if args.smoke else name)
+    tables: list[list[Finding]] = []
+    times: dict[str, float] = {}
     for seed in range(args.seed, args.seed + args.seeds):
-        tables.append(study(args, seed, claim(home / f"seed-{seed}", args, seed), times))
+        root = prepare_seed_folder(folder / f"seed-{seed}", args, seed)
+        tables.append(run_seed(args, seed, root, times))
     rows = over_seeds(tables)
-    write_findings(rows, home / "findings.csv")
-    report(args, rows, times, home)
+    write_findings(rows, folder / "findings.csv")
+    write_report(args, rows, times, folder)
 
 
-def claim(root: Path, args: Args, seed: int) -> Path:
-    """The folder of one seed, for this recipe: an older recipe's is moved aside, and back when asked for."""
+def prepare_seed_folder(root: Path, args: Args, seed: int) -> Path:
+    """Return the folder of one seed, which contains results of the current recipe only.
+
+    A folder of another recipe is renamed to ROOT.KEY; an earlier folder of the current recipe is renamed back.
+    """
     key, record = recipe_key(args, seed), root / "recipe.json"
-    if record.exists():  # without a record the folder's own scripts decide what fits
-        old = json.loads(record.read_text(encoding="utf-8"))["recipe"]
-        if old != key:
-            aside = root.with_name(f"{root.name}.{old}")
-            print(f"{root} belongs to another recipe: it is kept as {aside}", file=sys.stderr)
-            root.rename(aside)
-    kept = root.with_name(f"{root.name}.{key}")
-    if not root.exists() and kept.exists():
-        kept.rename(root)
+    if record.exists():  # without a record the scripts themselves refuse what does not fit
+        old_key = json.loads(record.read_text(encoding="utf-8"))["recipe"]
+        if old_key != key:
+            old_folder = root.with_name(f"{root.name}.{old_key}")
+            print(f"{root} belongs to another recipe: it is kept as {old_folder}", file=sys.stderr)
+            root.rename(old_folder)
+    earlier_folder = root.with_name(f"{root.name}.{key}")
+    if not root.exists() and earlier_folder.exists():
+        earlier_folder.rename(root)
     root.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"recipe": key}) + "\n", encoding="utf-8")
     return root
 
 
 def recipe_key(args: Args, seed: int) -> str:
-    """Eight letters for everything that decides pictures and weights: arguments, their files, and our sources."""
-    sources = [*sorted((PACKAGE / "plane_figures").glob("*.py")), PACKAGE / "prompts.py"]
-    sources += [file for file in sorted((PACKAGE / "pretraining").glob("*.py")) if file.stem != "reports"]
-    given = [Path(args.benchmark), args.classes, args.facts]
-    files = [*sources, *(file for file in given if file is not None and file.is_file())]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
-    digest.update(repr((seed, args.smoke, args.preset, args.minutes, absolute(args.benchmark))).encode())
-    return digest.hexdigest()[:8]
+    """Return eight letters that identify the recipe: a hash of everything that decides images and weights.
+
+    These are arguments, the user's files, hyperparameters, prompts, texts and figures. Source files are not hashed, so
+    that a changed comment changes nothing. When the training code gives other weights, increase
+    mini.recipes.TRAINING_VERSION.
+    """
+    from vlmclassifier.mini.corpus import class_list_spec, plane_figures_spec, sample_texts
+    from vlmclassifier.mini.recipes import RECIPES, TRAINING_VERSION
+
+    preset = "smoke" if args.smoke else args.preset
+    benchmark = find_benchmark(args.benchmark, args.classes)
+    is_embedded = args.benchmark == "plane_figures"
+    corpus = plane_figures_spec() if is_embedded else class_list_spec(class_names(benchmark), args.facts)
+    parts = [
+        seed, args.smoke, args.preset, args.minutes, absolute_benchmark(args.benchmark), TRAINING_VERSION,
+        RECIPES[preset], WORDINGS, TEMPLATES, CAPTION, corpus.names, sorted(corpus.facts.items()),
+        sample_texts(corpus, seed),
+    ]  # fmt: skip
+    for file in (Path(args.benchmark), args.classes, args.facts):
+        if file is not None and file.is_file():
+            parts.append(file.read_bytes())
+    if is_embedded:
+        from vlmclassifier.plane_figures import FIGURES, render
+
+        parts += [render(name, seed, 0).tobytes() for name in FIGURES]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 
-def study(args: Args, seed: int, root: Path, times: dict[str, float]) -> list[Finding]:
-    """Everything for one seed; returns its findings."""
-    world, toy = ["--benchmark", absolute(args.benchmark)], args.smoke
+def run_seed(args: Args, seed: int, root: Path, times: dict[str, float]) -> list[Finding]:
+    """Draw the images, train, run every section for one seed, and return its findings.
+
+    `times`: seconds of each stage; this seed's are added.
+    """
+    data = ["--benchmark", absolute_benchmark(args.benchmark)]
     if args.classes:
-        world += ["--classes", args.classes.resolve()]
-    pictures = args.data_root.resolve() if args.data_root else None
+        data += ["--classes", args.classes.resolve()]
+    images = args.data_root.resolve() if args.data_root else None
     if args.benchmark == "plane_figures":
-        pictures = root / "pictures"
-        counts = ["--train", 20, "--test", 1] if toy else []
-        with timed("pictures", times):
-            run("scripts/make_plane_figures.py", "--out", pictures, "--seed", seed, *counts)
-    world += ["--data-root", pictures] if pictures else []
-    train = ["training_analysis/pretrain_mini.py", *world, "--out", root / "checkpoints", "--seed", seed,
-             "--preset", "smoke" if toy else args.preset, "--no-evaluate"]  # fmt: skip
-    train += ["--minutes", args.minutes] if args.minutes else []
-    train += ["--facts", args.facts.resolve()] if args.facts else []
+        images = root / "images"
+        draw = ["scripts/make_plane_figures.py", "--out", images, "--seed", seed]
+        if args.smoke:
+            draw += ["--train", 20, "--test", 1]
+        with timed("images", times):
+            run_script(draw)
+    if images:
+        data += ["--data-root", images]
+
+    train = ["training_analysis/pretrain_mini.py", *data, "--out", root / "checkpoints", "--seed", seed,
+             "--preset", "smoke" if args.smoke else args.preset, "--no-evaluate"]  # fmt: skip
+    if args.minutes:
+        train += ["--minutes", args.minutes]
+    if args.facts:
+        train += ["--facts", args.facts.resolve()]
     with timed("training: CLIP, language model, LLaVA", times):
-        run(*train)
-    for stage in ("clip", "lm", "vlm"):  # the first two side by side; kept from the call that trained them
+        run_script(train)
+    for stage in ("clip", "lm", "vlm"):  # recorded by the call that trained them; the first two ran in parallel
         seconds = float((root / "checkpoints" / stage / "training.seconds").read_text(encoding="utf-8"))
         times[f"  {stage}"] = times.get(f"  {stage}", 0.0) + seconds
     if args.full:
+        controls = [[*train, "--stages", "vlm", "--frequency", frequency] for frequency in ("uniform", "permuted")]
         with timed("controls: two more LLaVAs", times):
-            together([[*train, "--stages", "vlm", "--frequency", kind] for kind in ("uniform", "permuted")])
+            run_in_parallel(controls)
+
     findings = []
-    for section, smallest in SECTIONS.items():
+    for section, smoke_arguments in SECTIONS.items():
+        command = [f"{section}/mini_study.py", "--root", root, *data]
+        if args.smoke:
+            command += smoke_arguments
         with timed(section, times):
-            run(f"{section}/study.py", "--root", root, *world, *(smallest if toy else []))
+            run_script(command)
         findings += read_findings(root / section / "findings.csv")
     return findings
 
 
-def absolute(benchmark: str) -> str:
-    """A manifest's full path; the scripts run in the project's folder, not in the user's."""
+def absolute_benchmark(benchmark: str) -> str:
+    """Return the absolute path of a manifest, since the scripts run in the project's folder; keep other names."""
     return str(Path(benchmark).resolve()) if benchmark.endswith(".jsonl") else benchmark
 
 
 @contextmanager
 def timed(stage: str, times: dict[str, float]) -> object:
-    """Add the seconds of a stage to the time table."""
+    """Print a heading and add the seconds of a stage to `times`."""
     print(f"\n== {stage}", flush=True)
     start = time.monotonic()
     yield
     times[stage] = times.get(stage, 0.0) + time.monotonic() - start
 
 
-def run(*command: object) -> None:
-    """One script in a process of its own; a failure ends the study with its exit code."""
-    together([command])
+def run_script(command: list) -> None:
+    """Run one script in a new process; if it fails, end the study with its exit code."""
+    run_in_parallel([command])
 
 
-def together(commands: list) -> None:
-    """Scripts side by side; the first failure ends the study."""
-    started = [subprocess.Popen([sys.executable, *map(str, words)], cwd=PROJECT_ROOT) for words in commands]
-    codes = [process.wait() for process in started]
-    for words, code in zip(commands, codes, strict=True):
+def run_in_parallel(commands: list[list]) -> None:
+    """Run scripts in parallel; if one fails, end the study with its exit code after all have ended."""
+    processes = []
+    for command in commands:
+        words = [str(word) for word in command]
+        processes.append(subprocess.Popen([sys.executable, *words], cwd=PROJECT_ROOT))
+    codes = [process.wait() for process in processes]
+    for command, code in zip(commands, codes, strict=True):
         if code:
-            cli.fail(f"{words[0]} stopped (see above): mend it and run the same command again; it goes on there.", code)
+            cli.fail(
+                f"{command[0]} stopped (its message is above): fix the cause and run the same command again; it "
+                "continues from there.", code,
+            )  # fmt: skip
 
 
-def report(args: Args, rows: list[Finding], times: dict[str, float], home: Path) -> None:
-    """Print and write the table, with what it can and cannot show, and where the time went."""
-    text = [readable(rows, args.seeds), "", BY_CONSTRUCTION, PAPER_COLUMN]
+def write_report(args: Args, rows: list[Finding], times: dict[str, float], folder: Path) -> None:
+    """Write and print the table with notes on how to read it; print the times and the paths of all results."""
+    lines = [readable(rows, args.seeds), "", BY_CONSTRUCTION, PAPER_COLUMN]
     if args.smoke:
-        text.append("Toy size: these numbers show that everything runs, nothing else.")
-    (home / "findings.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    print("\n" + "\n".join(text) + "\n")
+        lines.append("Toy size: these numbers show that everything runs, nothing else.")
+    text = "\n".join(lines) + "\n"
+    (folder / "findings.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}")
+    total = 0.0
     for stage, seconds in times.items():
         print(f"{seconds:7.0f} s  {stage}")
-    whole = sum(seconds for stage, seconds in times.items() if not stage.startswith(" "))
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"{whole:7.0f} s  in all; largest process {largest:.1f} GiB")
-    print(f"\nWritten: {home / 'findings.csv'}, {home / 'findings.md'}; the runs and checkpoints: {home}/seed-*")
-    print("There: checkpoints/curves.png, the training curves; for PlaneFigures pictures/contact_sheet.png")
+        if not stage.startswith(" "):  # indented stages are parts of the one above them
+            total += seconds
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"{total:7.0f} s  in total; peak memory of the largest process {peak:.1f} GiB")
+    print(f"\nWritten: {folder / 'findings.csv'}, {folder / 'findings.md'}; runs and checkpoints: {folder}/seed-*")
+    print("In each: checkpoints/curves.png, the training curves; for PlaneFigures also images/contact_sheet.png")
     if not args.full:
         print("Next: the same command with --full adds the controls; bash main_results/table1.sh runs real checkpoints")
 

@@ -1,4 +1,4 @@
-"""A local HTTP server that speaks the three APIs' languages and misbehaves as it is told; for the tests of APIs."""
+"""A local HTTP server with the formats of the three APIs, which can simulate errors; for the tests of APIs."""
 
 import hashlib
 import json
@@ -10,16 +10,17 @@ from base64 import b64decode
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-KEY = "sk-test-3f9a1c77d2e84b60"  # the only key that it takes
+KEY = "sk-test-3f9a1c77d2e84b60"  # the key that the tests send
 
 
 class Server:
-    """`plan(number of the call for this picture)` says what happens: "ok", 429, 500, "reset", ...; counts the calls."""
+    """Counts the requests. `plan(image, request number of this image)` returns a scenario: "ok", 429, "reset", ..."""
 
-    def __init__(self, plan=lambda picture, call: "ok", text="a photo of a cat") -> None:
+    def __init__(self, plan=lambda image, call: "ok", text="a photo of a cat") -> None:
         self.plan, self.text, self.redirect = plan, text, ""
-        self.calls, self.answered = Counter(), Counter()  # by picture: a hash of its bytes
-        self.questions, self.keys, self.at_once, self.most = {}, set(), 0, 0
+        self.calls, self.answered = Counter(), Counter()  # by image: a hash of its bytes
+        self.questions, self.keys = {}, set()
+        self.concurrent, self.max_concurrent = 0, 0
         self.lock = threading.Lock()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"server_state": self}))
         self.http.daemon_threads = True
@@ -41,8 +42,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_state: Server
 
-    def log_message(self, *words) -> None:
-        """Quiet."""
+    def log_message(self, *arguments) -> None:
+        """Log nothing."""
 
     def do_POST(self) -> None:
         state = self.server_state
@@ -50,74 +51,67 @@ class Handler(BaseHTTPRequestHandler):
         key = (self.headers.get("x-goog-api-key") or self.headers.get("x-api-key")
                or self.headers.get("Authorization", "").removeprefix("Bearer "))  # fmt: skip
         question, jpeg = parts_of(body)
-        picture = hashlib.sha256(jpeg).hexdigest()[:12]
+        image = hashlib.sha256(jpeg).hexdigest()[:12]
         with state.lock:
             state.keys.add(key)
-            state.questions[picture] = question
-            state.calls[picture] += 1
-            number = state.calls[picture]
-            state.at_once += 1
-            state.most = max(state.most, state.at_once)
+            state.questions[image] = question
+            state.calls[image] += 1
+            number = state.calls[image]
+            state.concurrent += 1
+            state.max_concurrent = max(state.max_concurrent, state.concurrent)
         try:
-            self.act(state.plan(picture, number), body, key, picture)
-        except (BrokenPipeError, ConnectionResetError):  # a client that has given up
+            self.respond(state.plan(image, number), body, key, image)
+        except (BrokenPipeError, ConnectionResetError):  # the client has closed the connection
             self.close_connection = True
         finally:
             with state.lock:
-                state.at_once -= 1
+                state.concurrent -= 1
 
-    def act(self, deed, body: dict, key: str, picture: str) -> None:
+    def respond(self, scenario, body: dict, key: str, image: str) -> None:
         state = self.server_state
-        if deed == "wrong key":
-            self.send(401, error_of(self.path, 401, f"Incorrect API key provided: {key}"))
-        elif deed == "unknown model":
-            self.send(404, error_of(self.path, 404, "no such model"))
-        elif deed == "used up":  # each in its own words
-            words = {
-                "openai": (
-                    429,
-                    "You exceeded your current quota, please check your plan and billing details.",
-                    "insufficient_quota",
-                ),
-                "anthropic": (400, "Your credit balance is too low to access the Anthropic API.", ""),
-            }
-            status, text, code = words["anthropic" if self.path.startswith("/v1/messages") else "openai"]
-            self.send(status, error_of(self.path, status, text, code=code))
-        elif deed == "per minute":  # a limit that passes speaks of the bill too
+        is_anthropic = self.path.startswith("/v1/messages")
+        if scenario == "wrong key":
+            self.send(401, error_body(self.path, 401, f"Incorrect API key provided: {key}"))
+        elif scenario == "unknown model":
+            self.send(404, error_body(self.path, 404, "no such model"))
+        elif scenario == "used up" and is_anthropic:
+            text = "Your credit balance is too low to access the Anthropic API."
+            self.send(400, error_body(self.path, 400, text, code=""))
+        elif scenario == "used up":
             text = "You exceeded your current quota, please check your plan and billing details."
-            body = json.loads(error_of(self.path, 429, text, code="rate_limit_exceeded"))
+            self.send(429, error_body(self.path, 429, text, code="insufficient_quota"))
+        elif scenario == "per minute":  # a rate limit, whose message mentions the billing details too
+            text = "You exceeded your current quota, please check your plan and billing details."
+            error = json.loads(error_body(self.path, 429, text, code="rate_limit_exceeded"))
             if "generateContent" in self.path:
-                info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s"}
-                body["error"]["details"] = [info]
-            self.send(429, json.dumps(body).encode())
-        elif deed == "policy":
-            words = (
-                "Output blocked by content filtering policy"
-                if self.path.startswith("/v1/messages")
-                else ("rejected by the safety system")
-            )
-            self.send(400, error_of(self.path, 400, words, code="content_policy_violation"))
-        elif deed == "half a character":
-            self.send(200, json.dumps(answer_of(self.path, body, "ok", "a cat \ud83d")).encode())
-        elif isinstance(deed, tuple):  # 429 with a Retry-After
-            self.send(deed[0], error_of(self.path, deed[0], "slow down"), {"Retry-After": str(deed[1])})
-        elif isinstance(deed, int):
-            more = {"Location": f"{state.redirect}{self.path}"} if state.redirect else {}
-            self.send(deed, error_of(self.path, deed, f"trouble with {key}"), more)
-        elif deed == "reset":
+                details = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s"}
+                error["error"]["details"] = [details]
+            self.send(429, json.dumps(error).encode())
+        elif scenario == "policy":
+            text = "Output blocked by content filtering policy" if is_anthropic else "rejected by the safety system"
+            self.send(400, error_body(self.path, 400, text, code="content_policy_violation"))
+        elif scenario == "half a character":
+            self.send(200, json.dumps(answer_body(self.path, body, "ok", "a cat \ud83d")).encode())
+        elif isinstance(scenario, tuple):  # an error status with a Retry-After
+            status, delay = scenario
+            self.send(status, error_body(self.path, status, "slow down"), {"Retry-After": str(delay)})
+        elif isinstance(scenario, int):
+            headers = {"Location": f"{state.redirect}{self.path}"} if state.redirect else {}
+            self.send(scenario, error_body(self.path, scenario, f"trouble with {key}"), headers)
+        elif scenario == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
-        elif deed == "hang":
+        elif scenario == "hang":
             time.sleep(3)
             self.close_connection = True
-        elif deed == "malformed":
+        elif scenario == "malformed":
             self.send(200, b'{"choices": [{"mess')
-        elif deed == "web page":
+        elif scenario == "web page":
             self.send(200, b"<html><title>Log in</title></html>", {"Content-Type": "text/html"})
-        elif deed == "nonsense":
+        elif scenario == "unexpected structure":
             self.send(200, b'{"hello": "world"}')
-        elif deed == "drip":  # a byte at a time, for ever: every single one comes in time
+        elif scenario == "byte by byte":  # endless, although every byte arrives within the timeout
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", "100000")
@@ -128,14 +122,15 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.05)
             self.close_connection = True
         else:
-            answer = json.dumps(answer_of(self.path, body, deed, state.text)).encode()
-            self.send(200, answer, slowly=deed == "slow")
+            answer = json.dumps(answer_body(self.path, body, scenario, state.text)).encode()
+            self.send(200, answer, slowly=scenario == "slow")
             with state.lock:
-                state.answered[picture] += 1
+                state.answered[image] += 1
 
-    def send(self, status: int, body: bytes, more: dict | None = None, slowly: bool = False) -> None:
+    def send(self, status: int, body: bytes, headers: dict | None = None, slowly: bool = False) -> None:
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": len(body)} | (more or {})).items():
+        all_headers = {"Content-Type": "application/json", "Content-Length": len(body)} | (headers or {})
+        for name, value in all_headers.items():
             self.send_header(name, str(value))
         self.end_headers()
         step = max(1, len(body) // 10) if slowly else len(body)
@@ -147,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def parts_of(body: dict) -> tuple[str, bytes]:
-    """The question and the picture of a request in any of the three languages."""
+    """The question and the image of a request in any of the three formats."""
     if "contents" in body:
         parts = body["contents"][0]["parts"]
         data = next(part["inlineData"]["data"] for part in parts if "inlineData" in part)
@@ -155,40 +150,42 @@ def parts_of(body: dict) -> tuple[str, bytes]:
         return parts[0]["text"], b64decode(data.replace("-", "+").replace("_", "/"))
     content = body["messages"][0]["content"]
     text = next(part["text"] for part in content if part["type"] == "text")
-    picture = next(part for part in content if part["type"] != "text")
-    data = picture["source"]["data"] if "source" in picture else picture["image_url"]["url"].split(",", 1)[1]
+    image = next(part for part in content if part["type"] != "text")
+    data = image["source"]["data"] if "source" in image else image["image_url"]["url"].split(",", 1)[1]
     return text, b64decode(data)
 
 
-def answer_of(path: str, body: dict, deed: str, text: str) -> dict:
-    """A response in the language of the path: "ok", "empty", "refusal" or "cut"."""
-    said = {"empty": "", "refusal": "I cannot help with that."}.get(deed, text)
+def answer_body(path: str, body: dict, scenario: str, text: str) -> dict:
+    """A response in the format of the path; `scenario`: "ok", "slow", "empty", "refusal" or "truncated"."""
+    answer = {"empty": "", "refusal": "I cannot help with that."}.get(scenario, text)
     if path.startswith("/v1/messages"):
-        reason = {"refusal": "refusal", "cut": "max_tokens"}.get(deed, "end_turn")
+        reason = {"refusal": "refusal", "truncated": "max_tokens"}.get(scenario, "end_turn")
         return {"id": "m", "type": "message", "role": "assistant", "model": body["model"], "stop_reason": reason,
-                "content": [{"type": "text", "text": said}], "stop_sequence": None,
+                "content": [{"type": "text", "text": answer}], "stop_sequence": None,
                 "usage": {"input_tokens": 100, "output_tokens": 7}}  # fmt: skip
     if "generateContent" in path:
         usage = {"promptTokenCount": 100, "candidatesTokenCount": 5, "thoughtsTokenCount": 2, "totalTokenCount": 107}
-        if deed == "refusal":
+        if scenario == "refusal":
             return {
                 "promptFeedback": {"blockReason": "PROHIBITED_CONTENT"},
                 "usageMetadata": usage,
                 "modelVersion": "g",
             }
-        reason = "MAX_TOKENS" if deed == "cut" else "STOP"
-        candidate = {"content": {"role": "model", "parts": [{"text": said}]}, "finishReason": reason}
+        reason = "MAX_TOKENS" if scenario == "truncated" else "STOP"
+        candidate = {"content": {"role": "model", "parts": [{"text": answer}]}, "finishReason": reason}
         return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "g"}
-    message = {"role": "assistant", "content": None if deed == "refusal" else said}
-    message |= {"refusal": said} if deed == "refusal" else {}
-    reason = "length" if deed == "cut" else "stop"
+    if scenario == "refusal":
+        message = {"role": "assistant", "content": None, "refusal": answer}
+    else:
+        message = {"role": "assistant", "content": answer}
+    reason = "length" if scenario == "truncated" else "stop"
     return {"id": "c", "object": "chat.completion", "created": 0, "model": body["model"],
             "choices": [{"index": 0, "finish_reason": reason, "message": message}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}}  # fmt: skip
 
 
-def error_of(path: str, status: int, message: str, code: str | None = None) -> bytes:
-    """An error in the language of the path."""
+def error_body(path: str, status: int, message: str, code: str | None = None) -> bytes:
+    """An error in the format of the path."""
     if "generateContent" in path:
         values = {"error": {"code": status, "message": f"{message} {code or ''}", "status": "FAILED"}}
     elif path.startswith("/v1/messages"):

@@ -1,4 +1,4 @@
-"""Shared fixtures: miniatures on disk, pictures (real ones where they are at hand), scripts as functions."""
+"""Shared fixtures: miniatures on disk, images (real ones where they are at hand), scripts as functions."""
 
 import contextlib
 import fcntl
@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ REALDATA = os.environ.get("VLMCLASSIFIER_REALDATA")
 
 @pytest.fixture(scope="session")
 def realdata() -> Path:
-    """The folder of real photographs; CI always has it."""
+    """The folder of real images; CI always has it."""
     if not REALDATA:
         pytest.skip("VLMCLASSIFIER_REALDATA is not set")
     return Path(REALDATA)
@@ -33,7 +34,7 @@ def realdata() -> Path:
 
 @pytest.fixture(scope="session")
 def labels(realdata) -> Path:
-    """The exact class lists and split manifests beside the photographs."""
+    """The exact class lists and split manifests beside the images."""
     return realdata.parent / "labels"
 
 
@@ -55,12 +56,12 @@ def once(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def pictures(once) -> Path:
-    """A data root with the manifests of the four benchmarks: real photographs, else generated pictures."""
+def images(once) -> Path:
+    """A data root with the manifests of the four benchmarks: real images, else generated images."""
     if REALDATA:
         return Path(REALDATA)
-    module = script("scripts/make_pictures.py")
-    return once("pictures", lambda out: module.main(module.Args(out=out, count=60)))
+    module = script("scripts/make_images.py")
+    return once("images", lambda out: module.main(module.Args(out=out, count=60)))
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +77,7 @@ def tiny(once) -> Path:
 
 @pytest.fixture(scope="session")
 def world(once) -> Path:
-    """PlaneFigures with 3 train pictures and 1 test picture per class."""
+    """PlaneFigures with 3 train images and 1 test image per class."""
     module = script("scripts/make_plane_figures.py")
     return once("world", lambda out: module.main(module.Args(out=out, train=3, test=1)))
 
@@ -87,10 +88,10 @@ def trained(world, once) -> Path:
     return once("trained", lambda out: pretrain(world, out))
 
 
-def pretrain(pictures: Path, out: Path, **more: object) -> None:
+def pretrain(images: Path, out: Path, **more: object) -> None:
     """The training script with a handful of steps."""
     module = script("training_analysis/pretrain_mini.py")
-    settings = {"data_root": pictures, "preset": "smoke", "clip_steps": 6, "vlm_steps": 20, "evaluate": False} | more
+    settings = {"data_root": images, "preset": "smoke", "clip_steps": 6, "vlm_steps": 20, "evaluate": False} | more
     module.main(module.Args(out=out, **settings))
 
 
@@ -101,7 +102,7 @@ def own(tmp_path) -> "Own":
 
 
 class Own:
-    """Three pictures, two classes, a manifest: `args` are the flags that name it."""
+    """Three images, two classes, a manifest: `args` are the flags that name it."""
 
     def __init__(self, folder: Path) -> None:
         from PIL import Image
@@ -123,7 +124,7 @@ class Own:
 
 
 def noise(size: tuple[int, int], seed: int = 0) -> "Image.Image":
-    """A picture of noise, the same in every run."""
+    """An image of noise, the same in every run."""
     import numpy as np
     from PIL import Image
 
@@ -137,18 +138,42 @@ def script(path: str):
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = sys.modules.setdefault(path, importlib.util.module_from_spec(spec))
     if not hasattr(module, "Args"):
-        spec.loader.exec_module(module)
+        sys.path.insert(0, str((ROOT / path).parent))  # as when it is run
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(str((ROOT / path).parent))
     return module
 
 
 def run_script(*command: object, env: dict | None = None, check: bool = True) -> subprocess.CompletedProcess:
-    """Run a script in a process of its own, from the project's root, with this Python."""
-    environment = {**os.environ, "PYTHON": sys.executable, **(env or {})}
+    """Run a script or a launcher in a process of its own, from the project's root.
+
+    Scripts are forked by the warm server, which has the imports loaded; options of the interpreter need a new one.
+    """
     words = [str(word) for word in command]
-    words = words if words[0].endswith("bash") else [sys.executable, *words]
+    python = str(ROOT / "tests" / "warm_python")
+    warm = {"PYTHON": python, "WARM_SERVER": warm_server(), "WARM_INTERPRETER": sys.executable}
+    environment = {**os.environ, **warm, **(env or {})}
+    words = words if words[0].endswith("bash") else [python, *words]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def warm_server() -> str:
+    """The socket of the session's warm server (tests/warm_server.py), which is started by the first that needs it."""
+    session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    place = Path(tempfile.gettempdir()) / f"vlmclassifier-warm-{session}"
+    with open(f"{place}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            words = [sys.executable, str(ROOT / "tests" / "warm_server.py"), str(place), str(session)]
+            server = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+            while not place.exists():
+                assert server.poll() is None, "the warm server ended"
+                time.sleep(0.05)
+    return str(place)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""Run under a launcher by test_processes.py: classify with every family, all processes beginning each one together.
+"""Run under accelerate by test_processes.py: classify with every family; the processes start each family together.
 
-python every_family.py TINY PICTURES OUT LIMIT
+python every_family.py TINY IMAGES OUT LIMIT
 """
 
 import json
@@ -16,24 +16,25 @@ from conftest import script  # noqa: E402
 
 from vlmclassifier.runs import Run  # noqa: E402
 
-tiny, pictures, out, limit = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+tiny, images, out, limit = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 state = PartialState(cpu=True)
 torch.set_num_threads(1)
 rows, append = {}, Run.append
 
 
-def counted(run: Run, predictions: list) -> None:
+def append_and_count(run: Run, predictions: list) -> None:
+    """Run.append, which also counts the rows that this process computed."""
     append(run, predictions)
     rows[run.folder.name] = rows.get(run.folder.name, 0) + len(predictions)
 
 
-Run.append = counted
+Run.append = append_and_count
 for folder in sorted(tiny.iterdir()):
     kind = "clip" if "clip" in folder.name else "vlm"
     module = script(f"main_results/classify_{kind}.py")
-    more = {} if kind == "clip" else {"max_new_tokens": 12}
-    args = module.Args(folder.name, folder, benchmark="flowers", split="all", data_root=pictures, limit=limit,
-                       batch_size=2, out=out / folder.name, candidates="5", **more)  # fmt: skip
+    options = {} if kind == "clip" else {"max_new_tokens": 12}
+    args = module.Args(folder.name, folder, benchmark="flowers", split="all", data_root=images, limit=limit,
+                       batch_size=2, out=out / folder.name, candidates="5", **options)  # fmt: skip
     state.wait_for_everyone()
     module.main(args)
 (out / f"rows-{state.process_index}.json").write_text(

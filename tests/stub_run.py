@@ -1,4 +1,4 @@
-"""A run with a stub model through the real runs.py: the child process of the crash tests.
+"""A run with a stub model through the real vlmclassifier.runs: the child process of the crash tests.
 
 python tests/stub_run.py FOLDER ROWS BATCH SECONDS_PER_BATCH [WIDTH]
 """
@@ -17,22 +17,24 @@ CONFIG = {"model": "stub", "limit": None, "classes": ["a", "b"]}
 
 
 def order(count: int) -> list[str]:
-    return [f"picture-{i}.jpg" for i in range(count)]
+    """Example ids in evaluation order."""
+    return [f"image-{i}.jpg" for i in range(count)]
 
 
 def answer(example_id: str) -> Prediction:
-    """An answer that depends on the example alone, with a length that varies."""
+    """A prediction that depends only on the example id; its length varies between examples."""
     digest = hashlib.sha256(example_id.encode()).hexdigest()
-    return Prediction(example_id, "a", 0, "ü?", None, digest * (1 + int(digest[0], 16)), None, None)
+    return Prediction(example_id, "a", 0, "ü?", None, digest * (1 + int(digest[0], 16)), None)
 
 
 def vector(example_id: str, width: int) -> np.ndarray:
-    """Numbers that depend on the example alone."""
+    """A vector of `width` numbers that depends only on the example id."""
     digest = hashlib.sha256(example_id.encode()).digest()
     return np.frombuffer(digest, dtype=np.uint8)[:width].astype(np.float32)
 
 
 def work(run: Run, batch: int, seconds: float) -> None:
+    """Answer all pending examples and finish the run; print each batch of ids and wait `seconds` per batch."""
     if run.width:
         run.keep({"constant": np.arange(3, dtype=np.float32)})
     for ids in run.pending(batch):

@@ -1,4 +1,4 @@
-"""Protects: the scoring's benchmark runs at toy size; its double loop and the automaton find the same names."""
+"""Protects: the benchmark of the scoring runs with few answers; its double loop and the automaton find equal names."""
 
 import json
 
@@ -9,17 +9,17 @@ from vlmclassifier.scoring import Mentions
 NAMES = ("bee", "bumblebee", "crane", "crane, bird", "box", "boxes", "great white shark", "shark")
 
 
-def test_the_benchmark_runs_and_both_ways_agree():
-    done = run_script("scripts/bench_scoring.py", "--answers", "300", "--sample", "60", "--repeats", "1")
-    last = json.loads(done.stdout.strip().splitlines()[-1])
-    assert last["ratio_vs_naive"] > 0 and last["seconds"] > 0
-    assert (last["answers"], last["names"], last["sample"]) == (600, 1000, 60)
+def test_the_benchmark_runs_and_both_searches_agree():
+    done = run_script("scripts/bench/bench_scoring.py", "--answers", "300", "--sample", "60", "--repeats", "1")
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert result["ratio_vs_naive"] > 0 and result["seconds"] > 0
+    assert (result["answers"], result["names"], result["sample"]) == (600, 1000, 60)
     for metric in ("contains_synonym", "unique", "real", "make_model", "echo"):
         assert metric in done.stdout
 
 
 def test_the_double_loop_is_the_same_search():
-    slow, fast = script("scripts/bench_scoring.py").DoubleLoop(NAMES), Mentions(NAMES)
+    double_loop, automaton = script("scripts/bench/bench_scoring.py").DoubleLoop(NAMES), Mentions(NAMES)
     for text in ("Bees, boxes and a great white shark", "crane, bird crane bird", "bumblebee", "", "box box"):
-        assert sorted(slow.find(text), key=str) == sorted(fast.find(text), key=str)
-    assert len(slow.find("a bee, a bee")) == 2
+        assert sorted(double_loop.find(text), key=str) == sorted(automaton.find(text), key=str)
+    assert len(double_loop.find("a bee, a bee")) == 2

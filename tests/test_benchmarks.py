@@ -1,4 +1,4 @@
-"""Protects: the class lists, the evaluation order, and the sentence for every broken manifest."""
+"""Protects: the class lists, the evaluation order, and the error message for every broken manifest."""
 
 import gzip
 import json
@@ -28,13 +28,13 @@ def test_class_counts():
 
 
 @pytest.mark.parametrize("key", ["flowers", "cars", "caltech"])
-def test_the_papers_manifests_load_in_the_papers_order(labels, tmp_path, key):
+def test_manifests_load_in_the_papers_evaluation_order(labels, tmp_path, key):
     text = gzip.decompress((labels / f"{key}.jsonl.gz").read_bytes()).decode()
     (tmp_path / f"{key}.jsonl").write_text(text)
     benchmark = PAPER_BENCHMARKS[key]
     examples = load_examples(benchmark, class_names(benchmark), tmp_path, "test")
     rows = [row for row in map(json.loads, text.splitlines()) if row["split"] == "test"]
-    random.seed(1234)  # the paper's own lines
+    random.seed(1234)  # as in the paper's code
     random.shuffle(rows)
     ordered = evaluation_order(examples)
     assert [example.id for example in ordered] == [row["image"] for row in rows]
@@ -43,21 +43,21 @@ def test_the_papers_manifests_load_in_the_papers_order(labels, tmp_path, key):
     assert all(names[example.class_index] == example.label for example in ordered)
 
 
-def test_photographs_load(realdata):
+def test_number_of_images_per_split(realdata):
     sizes = {key: len(load_evaluation(key, root=realdata, split="all").examples) for key in PAPER_BENCHMARKS}
     assert sizes == {"imagenet": 500, "flowers": 300, "cars": 300, "caltech": 300}
     assert len(load_evaluation("imagenet", root=realdata).examples) == 500  # the default split is "valid"
     assert len(load_evaluation("flowers", root=realdata).examples) == 120
 
 
-def test_a_benchmark_of_ones_own(own):
+def test_user_benchmark_loads(own):
     task = load_evaluation(own.args["benchmark"], own.classes)
     assert (task.benchmark.key, task.names, len(task.examples)) == ("mine", ("cat", "dog"), 3)
     assert {e.class_index for e in task.examples} == {0, 1}
     assert task.examples[0].row.startswith(str(own.manifest))
 
 
-def test_a_double_name_needs_its_class_index(own):
+def test_duplicate_name_needs_its_class_index(own):
     own.classes.write_text('["cat", "dog", "cat"]')
     with pytest.raises(UserError, match="mine.jsonl row 1: .*class 0 or 2"):
         load_evaluation(own.args["benchmark"], own.classes)
@@ -80,44 +80,46 @@ BROKEN_ROWS = {
 }
 
 
-@pytest.mark.parametrize("words", BROKEN_ROWS)
-def test_a_broken_row_is_named_with_its_number(own, words):
-    own.write("", BROKEN_ROWS[words])  # the empty line counts as a row of the file, not as an error
-    with pytest.raises(UserError, match=words) as caught:
+@pytest.mark.parametrize("message", BROKEN_ROWS)
+def test_broken_row_is_reported_with_its_number(own, message):
+    own.write("", BROKEN_ROWS[message])  # the empty line counts as a row of the file, not as an error
+    with pytest.raises(UserError, match=message) as caught:
         load_evaluation(own.args["benchmark"], own.classes)
     assert "mine.jsonl row 5" in str(caught.value)
 
 
-def test_other_mistakes_are_named(own, tmp_path):
-    def refuse(words, *args, **options):
-        with pytest.raises(UserError, match=words):
+def test_other_user_errors_are_reported(own, tmp_path):
+    def check_refused(message, *args, **options):
+        with pytest.raises(UserError, match=message):
             load_evaluation(*args, **options)
 
     manifest = own.args["benchmark"]
-    refuse("manifest .*absent.jsonl does not exist", str(tmp_path / "absent.jsonl"), own.classes)
-    refuse("nearest is 'flowers'", "flower")
-    refuse("needs its class list", manifest)
-    refuse("canonical list", "flowers", own.classes)
-    refuse("no row of the split 'train': its splits are test", manifest, own.classes, split="train")
-    refuse("not a folder", manifest, own.classes, root=tmp_path / "absent")
-    refuse("does not exist: write a JSON array", manifest, tmp_path / "absent.json")
+    check_refused("manifest .*absent.jsonl does not exist", str(tmp_path / "absent.jsonl"), own.classes)
+    check_refused("nearest is 'flowers'", "flower")
+    check_refused("needs its class list", manifest)
+    check_refused("canonical list", "flowers", own.classes)
+    check_refused("no row of the split 'train': its splits are test", manifest, own.classes, split="train")
+    check_refused("not a folder", manifest, own.classes, root=tmp_path / "absent")
+    check_refused("does not exist: write a JSON array", manifest, tmp_path / "absent.json")
     (tmp_path / "flowers.jsonl").write_text(own.manifest.read_text())
-    refuse("name of a registered benchmark: use --benchmark flowers", str(tmp_path / "flowers.jsonl"), own.classes)
+    check_refused(
+        "name of a registered benchmark: use --benchmark flowers", str(tmp_path / "flowers.jsonl"), own.classes
+    )
     (tmp_path / "bad.json").write_text('{"a": 1}')
-    refuse("at least two non-empty names", manifest, tmp_path / "bad.json")
+    check_refused("at least two non-empty names", manifest, tmp_path / "bad.json")
     (tmp_path / "empty").mkdir()
-    refuse("flowers.jsonl .*does not exist", "flowers", root=tmp_path / "empty")
+    check_refused("flowers.jsonl .*does not exist", "flowers", root=tmp_path / "empty")
     own.manifest.write_bytes(b"\xff\xfe\x00")
-    refuse("UTF-8", manifest, own.classes)
+    check_refused("UTF-8", manifest, own.classes)
 
 
-def test_missing_pictures_are_found_before_the_work(own):
+def test_missing_images_are_reported_before_the_run(own):
     (own.folder / "1.png").unlink()
     with pytest.raises(UserError, match=r"1\.png .*mine.jsonl row 2.* does not exist, and 0 more of 3"):
         load_evaluation(own.args["benchmark"], own.classes)
 
 
-def test_paths_toml_names_the_image_root(own, tmp_path, monkeypatch):
+def test_paths_toml_sets_the_data_root(own, tmp_path, monkeypatch):
     settings = tmp_path / "paths.toml"
     monkeypatch.setenv("VLMCLASSIFIER_PATHS", str(settings))
     settings.write_text('[benchmarks]\ncaltech = "elsewhere"\n')
@@ -125,7 +127,7 @@ def test_paths_toml_names_the_image_root(own, tmp_path, monkeypatch):
     (tmp_path / "elsewhere" / "caltech.jsonl").write_text('{"image": "0.png", "label": "ant", "split": "test"}\n')
     (own.folder / "0.png").rename(tmp_path / "elsewhere" / "0.png")
     assert load_evaluation("caltech").examples[0].image == str(tmp_path / "elsewhere" / "0.png")
-    with pytest.raises(UserError, match="does not exist"):  # --data-root wins
+    with pytest.raises(UserError, match="does not exist"):  # --data-root has precedence
         load_evaluation("caltech", root=own.folder)
     settings.write_text("[benchmarks\n")
     with pytest.raises(UserError, match="not valid TOML"):
@@ -138,5 +140,5 @@ def test_paths_toml_names_the_image_root(own, tmp_path, monkeypatch):
         load_evaluation("caltech")
 
 
-def test_find_benchmark_takes_the_stem_as_key(own):
+def test_find_benchmark_uses_the_file_stem_as_key(own):
     assert find_benchmark(str(own.manifest), own.classes).key == "mine"

@@ -1,4 +1,4 @@
-"""Protects: classify_api.py as a user runs it, against a server that misbehaves: nothing lost, nothing asked twice."""
+"""Protects: classify_api.py with a failing server: no answer is lost, and no recorded answer is requested again."""
 
 import json
 import os
@@ -21,68 +21,68 @@ COUNT = 30
 
 
 @pytest.fixture
-def world(tmp_path):
-    """Thirty different pictures, three classes."""
+def benchmark(tmp_path):
+    """The folder of a benchmark with thirty different images and three classes."""
     rows = []
     for number in range(COUNT):
         Image.new("RGB", (40, 30), (8 * number, 250 - 8 * number, 90)).save(tmp_path / f"{number}.png")
         rows.append({"image": f"{number}.png", "label": ["cat", "dog", "horse"][number % 3], "split": "test"})
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "classes.json").write_text('["cat", "dog", "horse"]')
     return tmp_path
 
 
-def words(world, server, out, *more):
+def command(benchmark, server, out, *options):
     return [SCRIPT, "--model", "some-model", "--base-url", f"{server.url}/v1", "--key-variable", "TEST_KEY",
-            "--benchmark", world / "mine.jsonl", "--classes", world / "classes.json", "--out", out, "--retries", "1",
-            "--timeout", "5", "--concurrency", "8", *more]  # fmt: skip
+            "--benchmark", benchmark / "my.jsonl", "--classes", benchmark / "classes.json", "--out", out,
+            "--retries", "1", "--timeout", "5", "--concurrency", "8", *options]  # fmt: skip
 
 
-def ask(world, server, out, *more, check=True, key=KEY):
-    done = run_script(*words(world, server, out, *more), env={"TEST_KEY": key}, check=check)
+def classify(benchmark, server, out, *options, check=True, key=KEY):
+    """Run the script in its own process. The key must appear neither in its output nor in the files of the run."""
+    done = run_script(*command(benchmark, server, out, *options), env={"TEST_KEY": key}, check=check)
     assert not KEY or (KEY not in done.stdout and KEY not in done.stderr)
     for file in out.rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
     return done
 
 
-DEEDS = [429, 500, "reset", "malformed", (429, 1), "stubborn", "empty", "refusal", "slow", "ok"]
+SCENARIOS = [429, 500, "reset", "malformed", (429, 1), "persistent", "empty", "refusal", "slow", "ok"]
 
 
-def misbehaving() -> Server:
-    """Every picture makes the next trouble of the list, once; a stubborn one for longer than the retries last."""
-    turn: dict[str, int] = {}
+def failing_server() -> Server:
+    """Each new image gets the next scenario, in its first request; "persistent": more failures than retries."""
+    image_number: dict[str, int] = {}
 
-    def plan(picture: str, call: int):
-        deed = DEEDS[turn.setdefault(picture, len(turn)) % len(DEEDS)]
-        if deed == "stubborn":
+    def plan(image: str, call: int):
+        scenario = SCENARIOS[image_number.setdefault(image, len(image_number)) % len(SCENARIOS)]
+        if scenario == "persistent":
             return 500 if call <= 3 else "ok"
-        return deed if call == 1 or deed in ("empty", "refusal") else "ok"
+        return scenario if call == 1 or scenario in ("empty", "refusal") else "ok"
 
     return Server(plan)
 
 
-def test_nothing_is_lost_and_no_recorded_answer_is_asked_again(world, tmp_path):
+def test_no_answer_is_lost_and_no_recorded_answer_is_requested_again(benchmark, tmp_path):
     out = tmp_path / "run"
-    with misbehaving() as server:
-        first = ask(world, server, out, check=False)
-        stubborn = COUNT // len(DEEDS)
+    with failing_server() as server:
+        first = classify(benchmark, server, out, check=False)
+        persistent = COUNT // len(SCENARIOS)
         assert len(server.calls) == COUNT
-        assert first.returncode == 1 and f"{stubborn} pictures got no answer, most often: 500" in first.stderr
+        assert first.returncode == 1 and f"{persistent} images got no answer, most often: 500" in first.stderr
         assert "Traceback" not in first.stderr and "Estimate, some-model: 30 calls" in first.stdout
-        assert f"Used: {COUNT - stubborn} calls, " in first.stdout  # what came is paid for
-        assert len(json.loads((out / "unanswered.json").read_text())) == stubborn
+        assert f"Used: {COUNT - persistent} calls, " in first.stdout  # the received answers are paid for
+        assert len(json.loads((out / "unanswered.json").read_text())) == persistent
         record, rows = read_run(out)
-        assert len(rows) == COUNT - stubborn and record["finished"] is None
-        second = ask(world, server, out)
-        assert (
-            f"Estimate, some-model: {stubborn} calls, {100 * stubborn} tokens in" in second.stdout
-        )  # as it was so far
+        assert len(rows) == COUNT - persistent and record["finished"] is None
+        second = classify(benchmark, server, out)
+        # The estimate uses the mean of the recorded answers.
+        assert f"Estimate, some-model: {persistent} calls, {100 * persistent} tokens in" in second.stdout
         record, rows = read_run(out)
         assert len(rows) == COUNT and record["finished"]
         assert max(server.answered.values()) == 1 and sum(server.answered.values()) == COUNT
         calls = dict(server.calls)
-        third = ask(world, server, out)
+        third = classify(benchmark, server, out)
         assert dict(server.calls) == calls and "Estimate" not in third.stdout
     finishes = [row.reply.finish for row in rows]
     assert {"stop", "empty", "refusal"} <= set(finishes) and {row.output for row in rows} >= {"", "a photo of a cat"}
@@ -91,94 +91,95 @@ def test_nothing_is_lost_and_no_recorded_answer_is_asked_again(world, tmp_path):
     usage = json.loads((out / "usage.json").read_text())
     assert usage == {"calls": COUNT, "input_tokens": 3000, "output_tokens": 210, "prices": None, "dollars": None}
     scores = (out / "scores.csv").read_text()
-    assert "some-model (at 127.0.0.1" in scores and f",{COUNT}\n" in scores
+    assert f",{COUNT},at 127.0.0.1" in scores
 
 
-def test_the_rows_do_not_depend_on_interruption_or_concurrency(world, tmp_path):
-    """kill -9, Ctrl-C and one call at a time: the same bytes in the end, and no recorded answer asked again."""
+def test_the_rows_do_not_depend_on_interruption_or_concurrency(benchmark, tmp_path):
+    """SIGKILL, Ctrl-C and one request at a time: the same bytes, and no recorded answer is requested again."""
+    options = ["--candidates", "2", "--chain-of-thought"]
     with Server() as server:
-        ask(world, server, tmp_path / "whole", "--concurrency", "1", "--candidates", "2", "--chain-of-thought")
-        whole = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
-        assert server.most == 1 and all(
-            text.startswith('What type of object is in this photo? Choose one from "')
-            and text.endswith("step by step.")
-            for text in server.questions.values()
-        )
+        classify(benchmark, server, tmp_path / "whole", "--concurrency", "1", *options)
+        expected_bytes = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+        assert server.max_concurrent == 1
+        for text in server.questions.values():
+            assert text.startswith('What type of object is in this photo? Choose one from "')
+            assert text.endswith("step by step.")
     for number, name in ((signal.SIGKILL, "killed"), (signal.SIGINT, "interrupted")):
         out = tmp_path / name
-        with Server(lambda picture, call: time.sleep(0.15) or "ok") as server:
-            command = words(world, server, out, "--concurrency", "3", "--candidates", "2", "--chain-of-thought")
+        with Server(lambda image, call: time.sleep(0.15) or "ok") as server:
+            arguments = command(benchmark, server, out, "--concurrency", "3", *options)
             process = subprocess.Popen(
-                [sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, "TEST_KEY": KEY}, text=True,
+                [sys.executable, *map(str, arguments)], cwd=ROOT, env={**os.environ, "TEST_KEY": KEY}, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )  # fmt: skip
             while sum(server.answered.values()) < 9:
                 time.sleep(0.02)
             process.send_signal(number)
-            said, error = process.communicate(timeout=60)
+            stdout, stderr = process.communicate(timeout=60)
             assert process.returncode == (130 if number == signal.SIGINT else -9)
-            time.sleep(0.5)  # what the server was still sending
+            time.sleep(0.5)  # until the server has ended the requests in progress
             rows = sum(part.read_bytes().count(b"\n") for part in [*out.glob("part-*"), *out.glob("predictions*")])
-            answered = dict(server.answered)
-            if number == signal.SIGINT:  # what was under way is paid for: it is recorded
-                assert rows == sum(answered.values()) < COUNT and "waiting for the calls under way" in error
-                assert f"Used: {rows} calls, " in said
-            assert rows >= sum(answered.values()) - 3
-            ask(world, server, out, "--candidates", "2", "--chain-of-thought")
-            again = sum(server.answered.values()) - COUNT
-            assert again == sum(answered.values()) - rows
-        assert (out / "predictions.jsonl").read_bytes() == whole
+            answered = sum(server.answered.values())
+            if number == signal.SIGINT:  # answers in progress are recorded, because they are paid for
+                assert rows == answered < COUNT and "waiting for the requests in progress" in stderr
+                assert f"Used: {rows} calls, " in stdout
+            assert rows >= answered - 3
+            classify(benchmark, server, out, *options)
+            repeated = sum(server.answered.values()) - COUNT
+            assert repeated == answered - rows
+        assert (out / "predictions.jsonl").read_bytes() == expected_bytes
 
 
-def test_a_server_that_is_down_ends_the_run_early(world, tmp_path):
-    with Server(lambda picture, call: 500) as server:
-        done = ask(world, server, tmp_path / "run", "--retries", "0", "--concurrency", "2", check=False)
-        assert done.returncode == 1 and "in a row failed, so no more were asked" in done.stderr
+def test_a_server_that_is_down_ends_the_run_early(benchmark, tmp_path):
+    with Server(lambda image, call: 500) as server:
+        done = classify(benchmark, server, tmp_path / "run", "--retries", "0", "--concurrency", "2", check=False)
+        assert done.returncode == 1 and "in a row failed, so no more requests were sent" in done.stderr
         assert 20 <= sum(server.calls.values()) < COUNT
 
 
-def test_pictures_that_never_get_an_answer_hold_up_no_others(world, tmp_path):
-    """Twenty of thirty always get an error: the others come first the next time, in every way of asking."""
-    bad: list[str] = []  # in the order of the first call
+def test_images_that_always_fail_do_not_block_others(benchmark, tmp_path):
+    """Twenty of thirty images always get an error: the others are sent first the next time, in every setting."""
+    images: list[str] = []  # in the order of the first request
 
-    def plan(picture: str, call: int):
-        if picture not in bad:
-            bad.append(picture)
-        return 400 if bad.index(picture) < most else "ok"
+    def plan(image: str, call: int):
+        if image not in images:
+            images.append(image)
+        return 400 if images.index(image) < failing else "ok"
 
-    most = 20
+    failing = 20
 
     with Server(plan) as server:
         both = ["--candidates", "none", "2", "--concurrency", "1", "--retries", "0"]
-        first = ask(world, server, tmp_path / "run", *both, check=False)
-        assert first.returncode == 1 and "20 in a row failed" in first.stderr
-        second = ask(world, server, tmp_path / "run", *both, check=False)
-        assert second.returncode == 1 and "open_world: 10 of 30 pictures have an answer" in second.stdout
-        most = 1
-        last = ask(world, server, tmp_path / "run", *both, check=False)
-        assert last.returncode == 1 and "1 pictures got no answer, most often: 400" in last.stderr
-    for way in ("open_world", "2_classes"):
-        assert len(read_run(tmp_path / f"run-{way}")[1]) == COUNT - 1
-        assert len(json.loads((tmp_path / f"run-{way}" / "unanswered.json").read_text())) == 1
+        first = classify(benchmark, server, tmp_path / "run", *both, check=False)
+        assert first.returncode == 1 and "20 images in a row failed" in first.stderr
+        second = classify(benchmark, server, tmp_path / "run", *both, check=False)
+        assert second.returncode == 1 and "open_world: 10 of 30 images have an answer" in second.stdout
+        failing = 1
+        last = classify(benchmark, server, tmp_path / "run", *both, check=False)
+        assert last.returncode == 1 and "1 images got no answer, most often: 400" in last.stderr
+    for setting in ("open_world", "2_classes"):
+        assert len(read_run(tmp_path / f"run-{setting}")[1]) == COUNT - 1
+        assert len(json.loads((tmp_path / f"run-{setting}" / "unanswered.json").read_text())) == 1
 
 
-@pytest.mark.parametrize("deed", ["wrong key", "used up"])
-def test_a_wrong_key_is_one_sentence_and_keeps_what_was_recorded(world, tmp_path, deed):
-    with Server(lambda picture, call: "ok" if sum(server.calls.values()) <= 10 else deed) as server:
-        done = ask(world, server, tmp_path / "run", "--concurrency", "2", "--retries", "0", check=False)
+@pytest.mark.parametrize("scenario", ["wrong key", "used up"])
+def test_a_refused_key_ends_the_run_and_recorded_answers_are_kept(benchmark, tmp_path, scenario):
+    with Server(lambda image, call: "ok" if sum(server.calls.values()) <= 10 else scenario) as server:
+        done = classify(benchmark, server, tmp_path / "run", "--concurrency", "2", "--retries", "0", check=False)
         assert done.returncode == 1 and done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
         assert len(read_run(tmp_path / "run")[1]) == sum(server.answered.values()) >= 9
-        server.plan = lambda picture, call: "ok"
-        ask(world, server, tmp_path / "run")
+        server.plan = lambda image, call: "ok"
+        classify(benchmark, server, tmp_path / "run")
     assert max(server.answered.values()) == 1 and len(read_run(tmp_path / "run")[1]) == COUNT
 
 
-def test_batch_files_stand_in_for_calls(world, tmp_path):
-    own = ["--benchmark", world / "mine.jsonl", "--classes", world / "classes.json", "--out", tmp_path / "run"]
-    batch = [SCRIPT, "--model", "openai/some-model", *own, "--prices", "2", "8"]
+def test_batch_files_instead_of_requests(benchmark, tmp_path):
+    data_options = ["--benchmark", benchmark / "my.jsonl", "--classes", benchmark / "classes.json",
+                    "--out", tmp_path / "run"]  # fmt: skip
+    batch = [SCRIPT, "--model", "openai/some-model", *data_options, "--prices", "2", "8"]
     done = run_script(*batch, "--estimate-only")
     assert "30 calls" in done.stdout and "US dollars at 2 and 8" in done.stdout
-    assert not (tmp_path / "run").exists()  # an estimate makes nothing
+    assert not (tmp_path / "run").exists()  # an estimate creates no files
     run_script(*batch, "--write-batch", tmp_path / "batches")
     (file,) = (tmp_path / "batches").glob("*.jsonl")
     requests = [json.loads(line) for line in file.read_text().splitlines()]
@@ -192,7 +193,7 @@ def test_batch_files_stand_in_for_calls(world, tmp_path):
     results = tmp_path / "results.jsonl"
     results.write_text("".join(json.dumps(line) + "\n" for line in reversed(lines)))
     done = run_script(*batch, "--read-batch", results)
-    assert "1 requests of the batch failed" in done.stdout and "29 of 30 pictures have an answer" in done.stdout
+    assert "1 requests of the batch failed" in done.stdout and "29 of 30 images have an answer" in done.stdout
     before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     assert "some-model: 1 calls, 5 tokens in, 1 tokens out" in run_script(*batch, "--estimate-only").stdout
     assert before == {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
@@ -204,16 +205,16 @@ def test_batch_files_stand_in_for_calls(world, tmp_path):
     record, rows = read_run(tmp_path / "run")
     assert record["finished"] and {row.reply.model for row in rows} == {"some-model-2"}
     assert "there is nothing to write" in run_script(*batch, "--write-batch", tmp_path / "batches").stdout
-    own[-1] = tmp_path / "other"
+    data_options[-1] = tmp_path / "other"
     for change in (["--model", "openai/other-model"], ["--model", "openai/some-model", "--candidates", "2"]):
-        wrong = run_script(SCRIPT, *own, *change, "--read-batch", results, check=False)
+        wrong = run_script(SCRIPT, *data_options, *change, "--read-batch", results, check=False)
         assert wrong.returncode == 1 and "answers none of these questions" in wrong.stderr
         assert not read_run(tmp_path / "other")[1]
         shutil.rmtree(tmp_path / "other")
 
 
 @pytest.mark.parametrize(
-    ("changed", "sentence"),
+    ("changed", "message"),
     [
         ({"model": "gpt-5"}, "Unknown model 'gpt-5': choose one of gpt-4-turbo"),
         ({"model": "llava-1.5-7b"}, "llava-1.5-7b is a vlm model: use main_results/classify_vlm.py"),
@@ -231,19 +232,19 @@ def test_batch_files_stand_in_for_calls(world, tmp_path):
         ({"candidates": ("9",)}, "--candidates 9 is outside 2 to 3"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_written(world, tmp_path, monkeypatch, changed, sentence):
+def test_user_errors_are_reported_before_anything_is_written(benchmark, tmp_path, monkeypatch, changed, message):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     module = script(SCRIPT)
-    settings = {"model": "x", "base_url": None if "model" in changed else "http://127.0.0.1:9/v1",
-                "benchmark": str(world / "mine.jsonl"), "classes": world / "classes.json",
-                "out": tmp_path / "run"}  # fmt: skip
-    with pytest.raises(UserError, match=sentence):
-        module.main(module.Args(**settings | changed))
+    options = {"model": "x", "base_url": None if "model" in changed else "http://127.0.0.1:9/v1",
+               "benchmark": str(benchmark / "my.jsonl"), "classes": benchmark / "classes.json",
+               "out": tmp_path / "run"}  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        module.main(module.Args(**options | changed))
     assert not (tmp_path / "run").exists()
 
 
-def test_another_model_in_the_same_folder_is_refused(world, tmp_path):
+def test_another_model_in_the_same_folder_is_refused(benchmark, tmp_path):
     with Server() as server:
-        ask(world, server, tmp_path / "run", "--limit", "4")
-        done = ask(world, server, tmp_path / "run", "--limit", "4", "--model-id", "other", check=False)
+        classify(benchmark, server, tmp_path / "run", "--limit", "4")
+        done = classify(benchmark, server, tmp_path / "run", "--limit", "4", "--model-id", "other", check=False)
     assert done.returncode == 1 and 'model_id: "some-model" there, "other" now' in done.stderr

@@ -1,44 +1,42 @@
-"""Protects: the findings' statistics, their file, the table over seeds, and the study's own bookkeeping."""
+"""Protects: statistics and file of the findings, the table over seeds, and the folders of the study."""
 
 import math
 
 import pytest
-from conftest import ROOT, run_script, script
+from conftest import ROOT, script
 
-from vlmclassifier.findings import (
+from vlmclassifier.mini.findings import (
     Finding,
-    error_ratio,
-    independent_difference,
+    accuracy,
     over_seeds,
-    paired_difference,
-    proportion,
     read_findings,
     readable,
     verdict,
     write_findings,
 )
 from vlmclassifier.records import UserError
+from vlmclassifier.scoring.statistics import error_ratio, independent_difference, paired_difference
 
 
 def test_differences_and_their_intervals():
     first, second = [True] * 60 + [False] * 40, [True] * 30 + [False] * 70
-    paired = paired_difference("F1", "gap", first, second)
+    paired = paired_difference(first, second)
     assert paired.value == pytest.approx(30) and paired.n == 100
     spread = 1.96 * math.sqrt(0.3 * 0.7 / 100) * 100  # the differences are 30 ones and 70 zeros
     assert paired.low == pytest.approx(30 - spread, abs=1.5) and paired.high == pytest.approx(30 + spread, abs=1.5)
-    apart = independent_difference("F4", "gap", first, second)
-    assert apart.value == pytest.approx(30) and apart.n == 200
+    independent = independent_difference(first, second)
+    assert independent.value == pytest.approx(30) and independent.n == 200
     # Newcombe (1998), method 10: 56/70 - 48/80 = 0.2, interval 0.0524 to 0.3339
-    newcombe = independent_difference("", "", [True] * 56 + [False] * 14, [True] * 48 + [False] * 32)
+    newcombe = independent_difference([True] * 56 + [False] * 14, [True] * 48 + [False] * 32)
     assert (newcombe.low, newcombe.high) == (pytest.approx(5.24, abs=0.01), pytest.approx(33.39, abs=0.01))
-    ratio = error_ratio("F2", "errors", second, first)
+    ratio = error_ratio(second, first)
     assert ratio.value == pytest.approx(70.5 / 40.5) and ratio.low < ratio.value < ratio.high
-    assert error_ratio("", "", first, [True] * 100).value == pytest.approx(40.5 / 0.5)
-    with pytest.raises(UserError, match="no picture for 'accuracy'"):
-        proportion("F1", "accuracy", [])
+    assert error_ratio(first, [True] * 100).value == pytest.approx(40.5 / 0.5)
+    with pytest.raises(UserError, match="no image for 'accuracy'"):
+        accuracy("F1", "accuracy", [])
 
 
-def test_the_file_gives_the_rows_back(tmp_path):
+def test_a_written_file_is_read_back(tmp_path):
     rows = [
         Finding("F1", "CLIP", 92.5, 90.0, 94.25, 1920, 74.8),
         Finding("F4", "gap", 60.0, 55.5, 65.0, 1280, None, verdict(True, by_construction=True)),
@@ -53,9 +51,12 @@ def test_the_file_gives_the_rows_back(tmp_path):
         read_findings(tmp_path / "other.csv")
 
 
-def test_several_seeds_show_the_spread_and_count_the_verdicts():
+def test_several_seeds_show_the_range_and_count_the_verdicts():
     tables = [
-        [Finding("F1", "gap", value, value - 1, value + 1, 100, 52.0, holds), Finding("F4", "only here", 1, 1, 1, 1)]
+        [
+            Finding("F1", "gap", value, value - 1, value + 1, 100, 52.0, holds),
+            Finding("F4", "not in every table", 1, 1, 1, 1),
+        ]
         for value, holds in ((60.0, "holds"), (50.0, "holds"), (10.0, "does not hold"))
     ]
     tables[1].pop()
@@ -65,102 +66,107 @@ def test_several_seeds_show_the_spread_and_count_the_verdicts():
     assert over_seeds(tables[:1]) == tables[0]
 
 
-def test_another_recipe_moves_the_old_folder_aside_and_back(tmp_path, monkeypatch):
+def test_the_folder_of_another_recipe_is_renamed_and_renamed_back(tmp_path):
     module = script("scripts/study.py")
     root = tmp_path / "seed-0"
-    module.claim(root, module.Args(), 0)
-    (root / "result").write_text("mine")
-    module.claim(root, module.Args(), 0)
-    assert (root / "result").read_text() == "mine"
-    module.claim(root, module.Args(preset="photos"), 0)
+    module.prepare_seed_folder(root, module.Args(), 0)
+    (root / "result").write_text("first recipe")
+    module.prepare_seed_folder(root, module.Args(), 0)
+    assert (root / "result").read_text() == "first recipe"
+    module.prepare_seed_folder(root, module.Args(preset="photos"), 0)
     assert not (root / "result").exists()
-    (aside,) = tmp_path.glob("seed-0.*")
-    assert (aside / "result").read_text() == "mine"
-    module.claim(root, module.Args(), 0)
-    assert (root / "result").read_text() == "mine" and not aside.exists()
-    own = tmp_path / "seed-1"
-    own.mkdir()
-    (own / "mine").write_text("by hand")
-    assert (module.claim(own, module.Args(), 1) / "mine").exists()  # without a record nothing is moved
+    (renamed,) = tmp_path.glob("seed-0.*")
+    assert (renamed / "result").read_text() == "first recipe"
+    module.prepare_seed_folder(root, module.Args(), 0)
+    assert (root / "result").read_text() == "first recipe" and not renamed.exists()
+    unrecorded = tmp_path / "seed-1"
+    unrecorded.mkdir()
+    (unrecorded / "file").write_text("made by hand")
+    folder = module.prepare_seed_folder(unrecorded, module.Args(), 1)
+    assert (folder / "file").exists()  # a folder without recipe.json is not renamed
 
 
 @pytest.fixture
-def part(monkeypatch):
-    """The main results' part of the study, with its own folder on the path as when it is run."""
-    monkeypatch.syspath_prepend(str(ROOT / "main_results"))
-    return script("main_results/study.py")
+def main_study():
+    """main_results/mini_study.py as a module."""
+    return script("main_results/mini_study.py")
 
 
-def made_up(right_by_class: dict[str, float]) -> dict[str, tuple[str, bool]]:
-    """Ten pictures of each class, the given share of them right."""
-    return {f"{n}{i}": (n, i < 10 * share) for n, share in right_by_class.items() for i in range(10)}
+def made_up_hits(accuracy_of_class: dict[str, float]) -> dict[str, tuple[str, bool]]:
+    """Hits of ten images of each class, the given share of them correct."""
+    return {f"{n}{i}": (n, i < 10 * share) for n, share in accuracy_of_class.items() for i in range(10)}
 
 
-def test_frequent_minus_rare_follows_the_naming_table(part):
+def test_frequent_minus_rare_follows_the_naming_table(main_study):
     names = list("abcdef")
     naming = {"vlm": {n: {"share": 1 - k / 5} for k, n in enumerate(names)},
               "vlm-permuted": {n: {"share": 1 - (k + 2) % 6 / 5} for k, n in enumerate(names)}}  # fmt: skip
     hits = {
-        ("clip", "all"): made_up(dict.fromkeys(names, 1.0)),
-        ("vlm", "none"): made_up({"a": 1, "b": 0.8, "c": 0.5, "d": 0.3, "e": 0.1, "f": 0}),
-        ("vlm-permuted", "none"): made_up({"e": 1, "f": 0.8, "a": 0.5, "b": 0.3, "c": 0.1, "d": 0}),
-        ("vlm-uniform", "none"): made_up(dict.fromkeys(names, 0.9)),
+        ("clip", "all"): made_up_hits(dict.fromkeys(names, 1.0)),
+        ("vlm", "none"): made_up_hits({"a": 1, "b": 0.8, "c": 0.5, "d": 0.3, "e": 0.1, "f": 0}),
+        ("vlm-permuted", "none"): made_up_hits({"e": 1, "f": 0.8, "a": 0.5, "b": 0.3, "c": 0.1, "d": 0}),
+        ("vlm-uniform", "none"): made_up_hits(dict.fromkeys(names, 0.9)),
     }
-    rows = {row.metric: row for row in part.frequency(hits, naming)}
+    rows = {row.metric: row for row in main_study.frequency(hits, naming)}
     assert rows["VLM, frequent third of the classes"].value == 90 and rows["VLM, rare third of the classes"].value == 5
     assert rows["VLM, frequent minus rare"].value == 85 and rows["CLIP, frequent minus rare"].value == 0
     assert rows["VLM, frequent minus rare"].holds == "holds (by construction)"
-    controls = {row.metric.split(": ", 1)[1]: row for row in part.controls(hits, naming)}
+    controls = {row.metric.split(": ", 1)[1]: row for row in main_study.controls(hits, naming)}
     assert controls["CLIP minus VLM, every class always named"].value == pytest.approx(10)
-    own = controls["frequencies permuted, frequent minus rare by its own thirds"]
-    former = controls["frequencies permuted, frequent minus rare by the first VLM's thirds"]
-    assert (own.value, own.holds, former.holds) == (85, "holds", "holds") and former.value == -50
+    own_thirds = controls["frequencies permuted, frequent minus rare by its own thirds"]
+    first_thirds = controls["frequencies permuted, frequent minus rare by the first VLM's thirds"]
+    assert (own_thirds.value, own_thirds.holds) == (85, "holds")
+    assert (first_thirds.value, first_thirds.holds) == (-50, "holds")
     same = {"vlm": {n: {"share": 1.0} for n in names}}
-    assert part.frequency(hits, same) == []  # nothing to compare where all are named alike
+    assert main_study.frequency(hits, same) == []  # no frequent and rare classes to compare
 
 
-def test_the_error_ratio_is_judged_from_few_to_many_candidates(part):
-    hits = {("clip", k): made_up({"a": share}) for k, share in (("2", 0.9), ("all", 0.5))}
-    hits |= {("vlm", k): made_up({"a": share}) for k, share in (("2", 0.2), ("all", 0.0))}
-    *_, few, many = part.lists(hits, ["2", "all"])
+def test_the_error_ratio_is_compared_between_few_and_many_candidates(main_study):
+    hits = {("clip", k): made_up_hits({"a": share}) for k, share in (("2", 0.9), ("all", 0.5))}
+    hits |= {("vlm", k): made_up_hits({"a": share}) for k, share in (("2", 0.2), ("all", 0.0))}
+    *_, few, many = main_study.lists(hits, ["2", "all"])
     assert few.value > many.value and many.holds == "holds"
 
 
-def test_the_sections_part_runs_on_trained_checkpoints(part, trained, world, tmp_path):
-    """By its script, with every VLM that is there; a second call reads the saved answers."""
+def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, world, tmp_path, monkeypatch, capsys):
+    """With every VLM in the folder; a second call reads the saved answers. CI runs them in two processes."""
+    monkeypatch.setattr("vlmclassifier.mini.study.PROCESSES", 1)
     root = tmp_path / "seed-0"
     root.mkdir()
-    (root / "pictures").symlink_to(world)
+    (root / "images").symlink_to(world)
     (root / "checkpoints").symlink_to(trained)
-    command = ["main_results/study.py", "--root", root, "--candidates", "2", "500", "--limit", "48", "--train", "12"]
-    run_script(*command)
+    args = main_study.Args(root, candidates=("2", "500"), limit=48, train=12)
+    main_study.main(args)
     rows = read_findings(root / "main_results" / "findings.csv")
     text = (root / "main_results" / "findings.csv").read_text()
     assert {row.finding for row in rows} >= {"F1", "F2"} and any("all candidates" in row.metric for row in rows)
     assert {row.n for row in rows if row.finding == "F1"} == {48} and "500" not in text
     before = {file: file.stat().st_mtime_ns for file in root.glob("main_results/*/predictions.jsonl")}
     assert len(before) >= 5
-    run_script(*command)
+    main_study.main(args)
     assert {file: file.stat().st_mtime_ns for file in root.glob("main_results/*/predictions.jsonl")} == before
     assert (root / "main_results" / "findings.csv").read_text() == text
-    done = run_script("inference_analysis/study.py", "--root", root, "--limit", "48", "--train", "12")
+    capsys.readouterr()
+    inference = script("inference_analysis/mini_study.py")
+    inference.main(inference.Args(root, limit=48, train=12))
     rows = {row.metric: row for row in read_findings(root / "inference_analysis" / "findings.csv")}
     for metric in ("largest change by a wording", "best training-free way minus open world",
                    "CLIP minus best training-free way", "guidance's gain over the sum"):  # fmt: skip
         assert rows[metric].holds in ("holds", "does not hold") and rows[metric].n == 48
-    assert rows["VLM, ranking by the mean"].n == 48 and "Best training-free way on 12 train pictures" in done.stdout
+    assert rows["VLM, ranking by the mean"].n == 48
+    assert "Best training-free method on 12 train images" in capsys.readouterr().out
     assert (root / "inference_analysis" / "guidance.csv").stat().st_size > 1000
 
 
-def test_a_world_whose_only_list_is_that_of_all_names_has_its_folders(part, tmp_path):
-    """One list alone gets no -SETTING behind its folder's name from the script: the study names it in full."""
-    jobs = part.jobs(part.Args(tmp_path, candidates=("all",)), tmp_path, tmp_path / "out")
+def test_a_study_with_only_the_list_of_all_names_has_the_usual_folders(main_study, tmp_path):
+    """The scripts append -SETTING only to several settings of one call, so the study gives the full name of one."""
+    jobs = main_study.jobs(main_study.Args(tmp_path, candidates=("all",)))
     (clip,) = [job for job in jobs if job.model == "mini-clip"]
     assert clip.out.name == "mini-clip-closed_world" and clip.candidates == ("all",)
-    jobs = part.jobs(part.Args(tmp_path, candidates=("2", "all")), tmp_path, tmp_path / "out")
+    jobs = main_study.jobs(main_study.Args(tmp_path, candidates=("2", "all")))
     assert [job.out.name for job in jobs if job.model == "mini-clip"] == ["mini-clip"]
 
 
-def test_every_section_of_the_study_has_its_script():
+def test_every_section_of_the_study_has_a_script():
     for section in script("scripts/study.py").SECTIONS:
-        assert "--root" in (ROOT / section / "study.py").read_text()
+        assert "--root" in (ROOT / section / "mini_study.py").read_text()

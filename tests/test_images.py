@@ -1,4 +1,4 @@
-"""Protects: every photograph opens upright and in RGB; what is no photograph is refused in one sentence."""
+"""Protects: every image opens upright and in RGB, and files that are not images are refused with a clear message."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.records import UserError
 
 
-def test_every_odd_file_opens_upright(realdata):
+def test_unusual_files_open_upright(realdata):
     rows = [json.loads(line) for line in (realdata / "odd" / "odd.jsonl").read_text().splitlines()]
     assert len(rows) == 18
     for row in rows:
@@ -21,27 +21,27 @@ def test_every_odd_file_opens_upright(realdata):
         if row["exif_orientation"] in (5, 6, 7, 8):
             size = size[::-1]
         assert (image.mode, image.size) == ("RGB", size), row["file"]
-        assert np.asarray(image).std() > 5, row["file"]  # decoded pixels, not a blank
+        assert np.asarray(image).std() > 5, row["file"]  # the pixels are decoded, not blank
 
 
-def test_all_photographs_open(realdata):
+def test_images_of_all_benchmarks_open(realdata):
     for benchmark in ("imagenet", "flowers", "cars", "caltech"):
         for line in (realdata / f"{benchmark}.jsonl").read_text().splitlines()[::25]:
             assert open_image(realdata / json.loads(line)["image"], realdata).mode == "RGB"
 
 
-def test_exif_rotation_turns_the_pixels(tmp_path):
+def test_exif_rotation_is_applied(tmp_path):
     image = Image.new("RGB", (40, 20), "red")
     image.paste("blue", (0, 0, 20, 20))  # left half blue
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: left becomes top
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise: left becomes top
     image.save(tmp_path / "a.png", exif=exif)
     upright = open_image(tmp_path / "a.png")
     assert upright.size == (20, 40)
     assert upright.getpixel((10, 5)) == (0, 0, 255) and upright.getpixel((10, 35)) == (255, 0, 0)
 
 
-def test_transparency_lies_over_white(tmp_path):
+def test_transparent_images_are_composited_over_white(tmp_path):
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "a.png")
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([0, 0, 0, 9, 9, 9])
@@ -50,7 +50,7 @@ def test_transparency_lies_over_white(tmp_path):
         assert open_image(tmp_path / name).getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_sixteen_bit_grey_keeps_its_range(tmp_path):
+def test_16_bit_grayscale_keeps_its_range(tmp_path):
     values = np.array([[0, 32768], [65535, 256]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     Image.frombytes("I;16B", (2, 2), values.astype(">u2").tobytes()).save(tmp_path / "b.tif")
@@ -67,26 +67,26 @@ def _png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("bomb.png", _png_header(10_000, 10_000), "more than the limit"),
         ("huge.png", _png_header(30_000, 30_000), "too large"),
         ("truncated.png", _png_header(300, 300), "cannot be decoded"),
-        ("text.jpg", b"this is no picture", "not a picture"),
-        ("empty.jpg", b"", "not a picture"),
-        ("drawing.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
+        ("text.jpg", b"this is not an image", "not an image"),
+        ("empty.jpg", b"", "not an image"),
+        ("drawing.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
         ("missing.jpg", None, "does not exist"),
         ("folder.jpg", "folder", "directory"),
     ],
 )
-def test_what_is_no_photograph_is_refused(tmp_path, name, content, words):
+def test_files_that_are_not_images_are_refused(tmp_path, name, content, message):
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
-    elif content:
+    elif content == "folder":
         (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=words) as caught:
-        open_image(tmp_path / name, tmp_path, "mine.jsonl row 7")
-    assert name in str(caught.value) and "mine.jsonl row 7" in str(caught.value)
+    with pytest.raises(UserError, match=message) as error:
+        open_image(tmp_path / name, tmp_path, "my.jsonl row 7")
+    assert name in str(error.value) and "my.jsonl row 7" in str(error.value)
 
 
 def test_a_truncated_jpeg_is_refused(tmp_path):
@@ -98,11 +98,11 @@ def test_a_truncated_jpeg_is_refused(tmp_path):
         open_image(tmp_path / "a.jpg")
 
 
-def test_links_do_not_lead_out_of_the_root(tmp_path):
-    root, secret = tmp_path / "root", tmp_path / "secret.png"
+def test_symbolic_links_to_files_outside_the_root_are_refused(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside.png"
     root.mkdir()
-    Image.new("RGB", (4, 4)).save(secret)
-    os.symlink(secret, root / "a.png")
+    Image.new("RGB", (4, 4)).save(outside)
+    os.symlink(outside, root / "a.png")
     Image.new("RGB", (4, 4)).save(root / "b.png")
     os.symlink(root / "b.png", root / "c.png")
     with pytest.raises(UserError, match="outside the data root"):
@@ -110,7 +110,7 @@ def test_links_do_not_lead_out_of_the_root(tmp_path):
     assert open_image(root / "c.png", root).size == (4, 4)
 
 
-def test_prefetch_keeps_order_and_passes_errors_on():
+def test_prefetch_keeps_the_order_and_raises_errors_in_the_caller():
     assert list(prefetch(iter(range(20)), str)) == [(i, str(i)) for i in range(20)]
     with pytest.raises(ZeroDivisionError):
         list(prefetch(iter([1, 0, 2]), lambda value: 1 // value))

@@ -1,4 +1,4 @@
-"""Protects: nothing imports upward, sections never import sections, the lower floors import no torch."""
+"""Protects: no module imports a higher layer, no section another section, and the lower layers no torch."""
 
 import ast
 import sys
@@ -7,27 +7,27 @@ from pathlib import Path
 from conftest import ROOT, run_script
 
 PACKAGE = ROOT / "vlmclassifier"
-FLOORS = [
+LAYERS = [
     {"records"},
     {
         "paths",
         "images",
+        "generated_images",
+        "class_lists",
         "benchmarks",
         "prompts",
         "models",
-        "scoring",
-        "provenance",
+        "arguments",
         "runs",
-        "values",
+        "scoring",
         "tables",
-        "findings",
         "importing",
         "preparing",
         "cli",
         "plane_figures",
     },
     {"devices", "vlm", "clip", "api"},
-    {"ranking", "probing", "finetuning", "checkpoints", "tiny", "pretraining"},
+    {"ranking", "probing", "finetuning", "checkpoints", "tiny", "mini"},
 ]
 HEAVY = {"torch", "transformers", "open_clip", "torchvision", "scipy", "pandas", "timm", "matplotlib"}
 SECTIONS = [
@@ -35,8 +35,8 @@ SECTIONS = [
 ]  # fmt: skip
 
 
-def imported(file: Path, top_level_only: bool = False) -> set[str]:
-    """Dotted names that a file imports, in functions too unless `top_level_only`."""
+def imported_names(file: Path, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a file imports, including imports in functions unless `top_level_only`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     names = set()
     for node in tree.body if top_level_only else ast.walk(tree):
@@ -48,11 +48,13 @@ def imported(file: Path, top_level_only: bool = False) -> set[str]:
     return names
 
 
-def floor(module: str) -> int:
-    return next(number for number, names in enumerate(FLOORS) if module in names)
+def layer(module: str) -> int:
+    """The index in LAYERS of a module of the package."""
+    return next(number for number, names in enumerate(LAYERS) if module in names)
 
 
 def modules() -> dict[str, list[Path]]:
+    """The files of every top-level module or subpackage of the package."""
     found: dict[str, list[Path]] = {}
     for file in PACKAGE.rglob("*.py"):
         found.setdefault(file.relative_to(PACKAGE).parts[0].removesuffix(".py"), []).append(file)
@@ -60,37 +62,39 @@ def modules() -> dict[str, list[Path]]:
     return found
 
 
-def test_nothing_imports_upward():
+def test_no_module_imports_a_higher_layer():
     for module, files in modules().items():
         for file in files:
-            for name in imported(file):
+            for name in imported_names(file):
                 parts = name.split(".")
                 if parts[0] == "vlmclassifier" and len(parts) > 1:
-                    assert floor(parts[1]) <= floor(module), f"{file.name} imports {name}"
+                    assert layer(parts[1]) <= layer(module), f"{file.name} imports {name}"
                 assert parts[0] not in {*SECTIONS, "scripts", "tests"}, f"{file.name} imports {name}"
 
 
-def test_there_is_no_circle():
+def test_no_import_cycles():
     edges = {}
     for module, files in modules().items():
-        names = {name.split(".")[1] for f in files for name in imported(f) if name.startswith("vlmclassifier.")}
+        names = set()
+        for file in files:
+            names |= {name.split(".")[1] for name in imported_names(file) if name.startswith("vlmclassifier.")}
         edges[module] = names - {module}
     while edges:
         leaves = {module for module, names in edges.items() if not names & set(edges)}
-        assert leaves, f"a circle among {sorted(edges)}"
+        assert leaves, f"a cycle among {sorted(edges)}"
         edges = {module: names for module, names in edges.items() if module not in leaves}
 
 
-def test_the_lower_floors_import_nothing_heavy():
+def test_lower_layers_import_nothing_heavy_at_module_level():
     for module, files in modules().items():
-        if floor(module) <= 1:
+        if layer(module) <= 1:
             for file in files:
-                heavy = {name.split(".")[0] for name in imported(file, top_level_only=True)} & HEAVY
-                assert not heavy, f"{file.name} imports {heavy} at the top"
+                heavy = {name.split(".")[0] for name in imported_names(file, top_level_only=True)} & HEAVY
+                assert not heavy, f"{file.name} imports {heavy} at module level"
 
 
-def test_the_lower_floors_load_no_torch():
-    names = ", ".join(f"vlmclassifier.{module}" for module in modules() if floor(module) <= 1)
+def test_lower_layers_load_nothing_heavy():
+    names = ", ".join(f"vlmclassifier.{module}" for module in modules() if layer(module) <= 1)
     code = f"import sys, {names}; print(sorted({HEAVY!r} & set(sys.modules)))"
     assert run_script("-c", code).stdout.strip() == "[]"
 
@@ -98,12 +102,14 @@ def test_the_lower_floors_load_no_torch():
 def test_sections_never_import_sections():
     for section in SECTIONS:
         for file in (ROOT / section).glob("*.py"):
-            others = {name.split(".")[0] for name in imported(file)} & ({*SECTIONS, "scripts", "tests"} - {section})
+            others = {name.split(".")[0] for name in imported_names(file)} & (
+                {*SECTIONS, "scripts", "tests"} - {section}
+            )
             assert not others, f"{file} imports {others}"
 
 
-def test_no_file_is_named_after_an_import():
-    taken = set(sys.stdlib_module_names) | HEAVY | {"tokenizers", "datasets", "peft"}
+def test_no_script_shadows_an_imported_module():
+    reserved = set(sys.stdlib_module_names) | HEAVY | {"tokenizers", "datasets", "peft"}
     for folder in [*SECTIONS, "scripts"]:
         for file in (ROOT / folder).glob("*.py"):
-            assert file.stem not in taken, f"{file} would hijack {file.stem}"
+            assert file.stem not in reserved, f"{file} shadows the module {file.stem}"

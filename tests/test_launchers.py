@@ -11,11 +11,13 @@ from nbclient import NotebookClient
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory, tiny, pictures):
-    """Table 1 by its launcher: two models from a paths.toml, one benchmark, and one model that has no weights."""
+def outputs(tmp_path_factory, tiny, images):
+    """An output folder with a paths.toml of two models and one benchmark; other models have no weights."""
     folder = tmp_path_factory.mktemp("outputs")
-    lines = ["[models]", *(f"'{key}' = '{tiny / key}'" for key in ("clip-vit-l-336", "blip2-2.7b"))]
-    (folder / "paths.toml").write_text("\n".join([*lines, "[benchmarks]", f"caltech = '{pictures}'"]))
+    lines = ["[models]"]
+    lines += [f"'{key}' = '{tiny / key}'" for key in ("clip-vit-l-336", "blip2-2.7b")]
+    lines += ["[benchmarks]", f"caltech = '{images}'"]
+    (folder / "paths.toml").write_text("\n".join(lines))
     return folder
 
 
@@ -25,7 +27,7 @@ def launch(outputs, launcher="main_results/table1.sh", check=True, **settings):
     return run_script("bash", launcher, env=env | settings, check=check)
 
 
-def test_table1_runs_what_is_named_and_skips_what_is_finished(outputs):
+def test_table1_runs_the_named_models_and_skips_finished_runs(outputs):
     first = launch(outputs, MODELS="clip-vit-l-336 blip2-2.7b")
     runs = {"clip-vit-l-336-caltech-closed_world", "blip2-2.7b-caltech-open_world"}
     assert {file.parent.name for file in outputs.glob("main_results/*/scores.csv")} == runs
@@ -35,36 +37,37 @@ def test_table1_runs_what_is_named_and_skips_what_is_finished(outputs):
     assert {file: file.stat().st_mtime_ns for file in outputs.glob("main_results/*/run.json")} == before
     assert again.returncode == 1 and "1 runs failed (llava-1.5-7b/caltech/none)" in again.stderr
     assert "llava-1.5-7b could not be fetched from the hub" in again.stderr
-    assert "| CLIP-L (miniature, split all)" in again.stdout  # one failure does not cost the table
+    assert "| CLIP-L (miniature, split all)" in again.stdout  # the table is written in spite of one failure
 
 
-def test_an_unknown_model_is_said_before_anything_runs(outputs):
-    done = launch(outputs, check=False, MODELS="clip-vit-l-336 llava-9")
-    assert done.returncode == 1 and "error: MODELS: llava-9 is none of" in done.stderr and not done.stdout
+def test_unknown_model_is_reported_before_any_run(outputs):
+    result = launch(outputs, check=False, MODELS="clip-vit-l-336 llava-9")
+    assert result.returncode == 1 and "error: MODELS: llava-9 is none of" in result.stderr and not result.stdout
 
 
-def test_the_inference_launchers_fill_the_sections_tables(outputs):
-    """Candidate lists of a VLM and CLIP, wordings, rankings: the runs lie where the tables look for them."""
-    done = launch(outputs, "inference_analysis/label_set_size.sh", MODELS="clip-vit-l-336 blip2-2.7b", SIZES="2 20")
-    done = launch(
+def test_inference_launchers_fill_the_tables_of_the_section(outputs):
+    """Label set sizes of a VLM and CLIP, prompts, rankings: the runs are written where the tables read them."""
+    launch(outputs, "inference_analysis/label_set_size.sh", MODELS="clip-vit-l-336 blip2-2.7b", SIZES="2 20")
+    ranked = launch(
         outputs, "inference_analysis/rank_labels.sh", MODELS="blip2-2.7b", TRAIN="3" if REALDATA else "0", SPLIT="test"
     )
-    home = outputs / "inference_analysis"
-    sizes, prompts = pd.read_csv(home / "table9.csv"), pd.read_csv(home / "table2.csv")
-    mini = sizes[sizes["value"].notna() & (sizes["metric"] == "accuracy")]
-    assert set(mini["model"]) == {"CLIP-L (miniature, split all)", "BLIP2-2.7B (miniature, split all)"}
-    assert set(mini["setting"]) == {"2_classes", "20_classes"} | {"all_classes"} & set(mini["setting"])
+    section = outputs / "inference_analysis"
+    sizes, prompts = pd.read_csv(section / "table9.csv"), pd.read_csv(section / "table2.csv")
+    ours = sizes[sizes["value"].notna() & (sizes["metric"] == "accuracy")]
+    assert set(ours["model"]) == {"CLIP-L", "BLIP2-2.7B"} and set(ours["tags"]) == {"miniature, split all"}
+    assert set(ours["setting"]) == {"2_classes", "20_classes"} | {"all_classes"} & set(ours["setting"])
     ours = prompts[prompts["value"].notna()].set_index("setting")
     assert {"prob_sum", "prob_avg_cfg", "prob_avg_cfg_held_out"} <= set(ours.index)
-    assert set(ours.loc["prob_sum", "model"]) == {"BLIP2-2.7B (miniature)"} and "cfg_held_out" in done.stdout
-    wrong = launch(outputs, "inference_analysis/prompts.sh", check=False, MODELS="clip-vit-l-336")
-    assert wrong.returncode == 1 and "error: MODELS: clip-vit-l-336 is none of" in wrong.stderr
-    script = (ROOT / "inference_analysis" / "prompts.sh").read_text()
-    assert "--wording base alternative_1 alternative_2" in script and "--order random fixed" in script
+    assert set(ours.loc["prob_sum", "model"]) == {"BLIP2-2.7B"} and "cfg_held_out" in ranked.stdout
+    assert set(ours.loc["prob_sum", "tags"]) == {"miniature"}
+    refused = launch(outputs, "inference_analysis/prompts.sh", check=False, MODELS="clip-vit-l-336")
+    assert refused.returncode == 1 and "error: MODELS: clip-vit-l-336 is none of" in refused.stderr
+    text = (ROOT / "inference_analysis" / "prompts.sh").read_text()
+    assert '--wording "${WORDINGS[@]}"' in text and "--order random fixed" in text
 
 
-def test_the_launchers_ask_apis_where_models_names_them(outputs, tmp_path):
-    """Another server and id by API_ARGS: Tables 1, 9 and 12 show the runs under a marked name."""
+def test_launchers_run_api_models_that_models_names(outputs, tmp_path):
+    """With another server and model id in API_ARGS, Tables 1, 9 and 12 show the runs with tags."""
     settings = {"MODELS": "gpt-4-turbo", "LIMIT": "3", "WORLDS": "closed", "SIZES": "2", "OUTPUTS": str(tmp_path)}
     with Server() as server:
         settings["API_ARGS"] = f"--base-url {server.url}/v1 --model-id some-model"
@@ -73,18 +76,19 @@ def test_the_launchers_ask_apis_where_models_names_them(outputs, tmp_path):
             "inference_analysis/label_set_size.sh",
             "inference_analysis/prompts.sh",
         ):
-            done = launch(outputs, launcher, **settings)
-    assert len(server.calls) == 3  # the same three pictures in every way
+            last = launch(outputs, launcher, **settings)
+    assert len(server.calls) == 3  # the same three images in every setting
     assert len(list(tmp_path.glob("main_results/gpt-4-turbo-caltech-*/scores.csv"))) == 8
     table = pd.read_csv(tmp_path / "inference_analysis" / "table12.csv")
     ours = table[table["value"].notna() & (table["metric"] == "accuracy")]
     assert set(ours["setting"]) >= {"base_prompt", "label_fixed_order", "label_random_order", "label_random_order_cot"}
-    assert all(model.startswith("GPT4 (split all, some-model, at 127.0.0.1") for model in ours["model"])
-    assert "GPT4" in done.stdout and ours["paper"].isna().all()
+    assert set(ours["model"]) == {"GPT4"} and ours["paper"].isna().all()
+    assert all(tags.startswith("split all, some-model, at 127.0.0.1") for tags in ours["tags"])
+    assert "GPT4 (split all, some-model, at 127.0.0.1" in last.stdout
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*/plot.ipynb")), ids=lambda path: path.parent.name)
-def test_notebooks_draw_from_the_tables(path, outputs, monkeypatch):
+def test_notebooks_plot_the_tables(path, outputs, monkeypatch):
     if not (outputs / "main_results" / "table1.csv").exists():
         launch(outputs, MODELS="clip-vit-l-336")
     if not (outputs / "inference_analysis" / "table9.csv").exists():
@@ -93,22 +97,22 @@ def test_notebooks_draw_from_the_tables(path, outputs, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
     assert not any("def " in cell.source for cell in notebook.cells if cell.cell_type == "code")
-    done = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
-    kinds = [output.output_type for cell in done.cells for output in cell.get("outputs", [])]
+    executed = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    kinds = [output.output_type for cell in executed.cells for output in cell.get("outputs", [])]
     assert "display_data" in kinds and "error" not in kinds
-    pictures = list((outputs / path.parent.name).glob("*.png"))
-    assert pictures and all(file.stat().st_size > 20_000 for file in pictures)
+    plots = list((outputs / path.parent.name).glob("*.png"))
+    assert plots and all(file.stat().st_size > 20_000 for file in plots)
     assert len(pd.read_csv(outputs / "main_results" / "table1.csv")) > 79
 
 
-def test_shell_scripts_parse_and_say_how_they_are_called():
+def test_shell_scripts_parse_and_print_their_usage():
     for file in [*ROOT.glob("*/*.sh"), ROOT / ".ci" / "run"]:
         assert run_script(shutil.which("bash"), "-n", file).returncode == 0
         first, second, *_ = file.read_text().splitlines()
         assert first == "#!/usr/bin/env bash" and second.startswith("# ")
     for file in ROOT.glob("*/*.sh"):
-        shown = run_script("bash", file, "--help").stdout
-        assert f"bash {file.relative_to(ROOT)}" in shown or "set up" in shown.lower()
-        assert "#" not in shown.split("\n")[0]
-    wrong = run_script("bash", "scripts/quickstart.sh", "--nonsense", check=False)
-    assert wrong.returncode == 2 and "--nonsense" in wrong.stderr
+        printed = run_script("bash", file, "--help").stdout
+        assert f"bash {file.relative_to(ROOT)}" in printed or "set up" in printed.lower()
+        assert "#" not in printed.split("\n")[0]
+    refused = run_script("bash", "scripts/quickstart.sh", "--nonsense", check=False)
+    assert refused.returncode == 2 and "--nonsense" in refused.stderr

@@ -1,4 +1,4 @@
-"""Protects: the registry's link to the paper, and the sentence for every unusable checkpoint."""
+"""Protects: the registry's agreement with the paper, and the error messages for unusable checkpoints."""
 
 import csv
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from conftest import run_script
 
-from vlmclassifier.api.servers import PROVIDERS
+from vlmclassifier.api.providers import PROVIDERS
 from vlmclassifier.benchmarks import BENCHMARKS, find_manifest
 from vlmclassifier.models import (
     MODELS,
@@ -23,28 +23,28 @@ from vlmclassifier.records import UserError
 LLAVA = MODELS["llava-1.5-7b"]
 
 
-def test_every_model_is_the_papers():
+def test_the_registry_agrees_with_the_paper():
     with open("main_results/paper.csv", newline="") as stream:
-        papers = {row["model"] for row in csv.DictReader(stream)}
+        paper_names = {row["model"] for row in csv.DictReader(stream)}
     for spec in MODELS.values():
-        assert spec.paper_name is None or spec.paper_name in papers
+        assert spec.paper_name is None or spec.paper_name in paper_names
         assert spec.kind != "vlm" or spec.architecture
         assert spec.template is None or spec.template in TEMPLATES
-        assert spec.kind != "vlm" or spec.paper_name is None or spec.template  # the paper's own prompts
+        assert spec.kind != "vlm" or spec.paper_name is None or spec.template  # the paper's prompts
         assert spec.source is None or spec.source.count("/") == (0 if spec.kind == "api" else 1)
         assert (spec.kind == "api") == (spec.provider in PROVIDERS)
 
 
 @pytest.mark.parametrize("key, kind", [("mini-llava", "vlm"), ("mini-clip", "clip")])
-def test_a_model_that_is_trained_here_says_so(key, kind):
+def test_a_locally_trained_model_is_not_downloaded(key, kind):
     from vlmclassifier.clip import checkpoint_path
 
-    words = "is trained, not downloaded: run scripts/quickstart.sh or training_analysis/pretrain_mini.py"
-    with pytest.raises(UserError, match=f"{key} {words}"):
+    message = "is trained, not downloaded: run scripts/quickstart.sh or training_analysis/pretrain_mini.py"
+    with pytest.raises(UserError, match=f"{key} {message}"):
         checkpoint_folder(MODELS[key]) if kind == "vlm" else checkpoint_path(MODELS[key])
 
 
-def test_unknown_models_name_the_nearest():
+def test_the_message_for_an_unknown_model_names_the_nearest():
     with pytest.raises(UserError, match="nearest is 'llava-1.5-7b'"):
         find_model("llava-7b", "vlm")
     with pytest.raises(UserError, match="nearest is 'clip-vit-l-336'.*open_clip NAME/TAG"):
@@ -59,8 +59,8 @@ def test_unknown_models_name_the_nearest():
 def test_unusable_checkpoints_are_refused(tmp_path):
     llava, clip = MODELS["llava-1.5-7b"], MODELS["clip-vit-l-336"]
 
-    def refuse(words, spec, path):
-        with pytest.raises(UserError, match=words):
+    def refuse(message, spec, path):
+        with pytest.raises(UserError, match=message):
             local_checkpoint(spec, path)
 
     refuse("does not exist", llava, tmp_path / "absent")
@@ -76,7 +76,7 @@ def test_unusable_checkpoints_are_refused(tmp_path):
     assert local_checkpoint(clip, tmp_path / "model.safetensors") == tmp_path / "model.safetensors"
 
 
-def test_weights_win_over_paths_toml(tmp_path, monkeypatch):
+def test_weights_take_precedence_over_paths_toml(tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
@@ -89,41 +89,39 @@ def test_weights_win_over_paths_toml(tmp_path, monkeypatch):
     assert local_checkpoint(MODELS["llava-1.5-13b"]) is None
 
 
-def test_a_slip_in_paths_toml_is_named(tmp_path, monkeypatch):
-    """Where nothing is found for a key, an entry like it that is no key of anything is the likely reason."""
+def test_a_misspelt_key_in_paths_toml_is_reported(tmp_path, monkeypatch):
+    """If there is no entry for a key, a similar entry that is not a known key is probably a misspelling."""
     file = tmp_path / "paths.toml"
     monkeypatch.setenv("VLMCLASSIFIER_PATHS", str(file))
     file.write_text('[models]\n"llava-1.5-7B" = "a"\n"llava-1.5-13b" = "b"\n[benchmarks]\nflower = "."\n')
-    assert "has 'llava-1.5-7B' below [models]: did you mean 'llava-1.5-7b'?" in str(hub_error(LLAVA, OSError()))
+    assert "has 'llava-1.5-7B' in [models]: did you mean 'llava-1.5-7b'?" in str(hub_error(LLAVA, OSError()))
     assert "did you mean" not in str(hub_error(MODELS["clip-vit-l-336"], OSError()))
-    with pytest.raises(
-        UserError, match=r"prepare_data.py flowers .*has 'flower' below .benchmarks.: did you mean 'flow"
-    ):
+    with pytest.raises(UserError, match=r"prepare_data.py flowers .*has 'flower' in .benchmarks.: did you mean 'flow"):
         find_manifest(BENCHMARKS["flowers"], tmp_path)
     with pytest.raises(UserError, match="plane_figures.jsonl.* does not exist: run scripts/quickstart.sh"):
         find_manifest(BENCHMARKS["plane_figures"], tmp_path)
     for text in ('[model]\n"llava-1.5-7b" = "a"\n', 'models = "a"\n', 'flowers = "."\n'):
         file.write_text(text)
-        with pytest.raises(UserError, match="which nothing reads: entries stand below .models. or .benchmarks."):
+        with pytest.raises(UserError, match="which nothing reads: entries belong in .models. or .benchmarks."):
             local_checkpoint(LLAVA)
 
 
-def test_the_template_belongs_to_a_runs_identity():
+def test_template_of_returns_the_text_of_the_template():
     assert template_of(LLAVA).startswith("USER: <image>") and template_of(MODELS["qwen3-vl-8b"]) is None
-    with pytest.raises(UserError, match="has the template 'foo': choose one of llava-1.5, "):
+    with pytest.raises(UserError, match="has the unknown template 'foo': choose one of llava-1.5, "):
         template_of(replace(LLAVA, template="foo"))
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
-def test_an_unreachable_hub_points_to_a_local_copy(tmp_path, own, offline):
-    """Both when the hub is switched off and when nothing answers at its address."""
+def test_the_message_for_an_unreachable_hub_suggests_a_local_copy(tmp_path, own, offline):
+    """Both in offline mode and when no server answers."""
     env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9"}
     flags = ["--model", "llava-1.5-13b", "--benchmark", own.manifest, "--classes", own.classes]
     done = run_script("main_results/classify_vlm.py", *flags, env=env, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: llava-1.5-13b could not be fetched from the hub (llava-hf/llava-1.5-13b-hf: ")
-    assert "--weights" in last and "paths.toml" in last
+    last_line = done.stderr.strip().splitlines()[-1]
+    assert last_line.startswith("error: llava-1.5-13b could not be fetched from the hub (llava-hf/llava-1.5-13b-hf: ")
+    assert "--weights" in last_line and "paths.toml" in last_line
 
 
 def test_only_marked_checkpoints_are_miniatures(tmp_path, tiny):
@@ -131,7 +129,7 @@ def test_only_marked_checkpoints_are_miniatures(tmp_path, tiny):
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     assert not is_miniature(tmp_path)
     assert not is_miniature(tmp_path / "config.json")
-    for torn in ("{", "[]"):
-        (tmp_path / "config.json").write_text(torn)
+    for malformed in ("{", "[]"):
+        (tmp_path / "config.json").write_text(malformed)
         with pytest.raises(UserError, match="config.json is not a JSON object"):
             is_miniature(tmp_path)

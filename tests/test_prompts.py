@@ -1,103 +1,111 @@
-"""Protects: the exact words of the paper's prompts, and candidate lists that depend on (seed, example id) alone."""
+"""Protects: the exact text of the paper's prompts, and candidate lists that depend only on (seed, example id)."""
 
 import pytest
 
-from vlmclassifier.prompts import (
-    TEMPLATES,
-    THOUGHT,
-    Way,
-    build_question,
-    draw_candidates,
-    parse_candidates,
-    setting_name,
-    ways,
-)
+from vlmclassifier.prompts import TEMPLATES, THOUGHT, PromptSetting, clip_settings, draw_candidates, prompt_settings
 from vlmclassifier.records import Example, UserError
 
-NAMES = [f"class {i}" for i in range(50)] + ["class 7"]  # one double name
-EXAMPLES = [Example(f"{i}.jpg", "b", f"/{i}.jpg", f"class {i % 50}", i % 50, "test") for i in range(200)]
+NAMES = (*(f"class {i}" for i in range(50)), "class 7")  # one duplicate name
+EXAMPLES = [Example(f"{i}.jpg", f"/{i}.jpg", f"class {i % 50}", i % 50, "test") for i in range(200)]
 
 
-def test_templates_word_by_word():
+def test_templates_have_the_exact_text():
     question = "What type of object is in this photo?"
-    assert build_question(EXAMPLES[0], NAMES, None).text == question
-    fill = {name: template.format(question=question, thought="") for name, template in TEMPLATES.items()}
-    assert fill["llava-1.5"] == "USER: <image>\nWhat type of object is in this photo?\nASSISTANT:"
-    assert fill["blip"] == "Question: What type of object is in this photo? Answer:"
-    think = {name: template.format(question="Q?", thought=THOUGHT) for name, template in TEMPLATES.items()}
-    assert think["llava-1.5"] == "USER: <image>\nQ?\nASSISTANT: Let's think step by step."
-    assert think["blip"] == "Question: Q? Let's think step by step. Answer:"
+    assert PromptSetting(NAMES).question(EXAMPLES[0]).text == question
+    filled = {name: template.format(question=question, thought="") for name, template in TEMPLATES.items()}
+    assert filled["llava-1.5"] == "USER: <image>\nWhat type of object is in this photo?\nASSISTANT:"
+    assert filled["blip"] == "Question: What type of object is in this photo? Answer:"
+    with_thought = {name: template.format(question="Q?", thought=THOUGHT) for name, template in TEMPLATES.items()}
+    assert with_thought["llava-1.5"] == "USER: <image>\nQ?\nASSISTANT: Let's think step by step."
+    assert with_thought["blip"] == "Question: Q? Let's think step by step. Answer:"
 
 
-def test_closed_world_lists_the_choices_in_one_pair_of_quotes():
-    question = build_question(EXAMPLES[0], ["class 0", "a"], 2, order="fixed")
+def test_closed_world_prompt_lists_the_candidates_in_one_pair_of_quotes():
+    question = PromptSetting(("class 0", "a"), "2", order="fixed").question(EXAMPLES[0])
     assert question.text == 'What type of object is in this photo? Choose one from "class 0, a".'
-    assert question.choices == ("class 0", "a") and question.answer == "class 0"
+    assert question.choices == ("class 0", "a")
 
 
 @pytest.mark.parametrize("count", [2, 5, 50])
-def test_candidates_hold_the_true_name_once(count):
+def test_candidates_contain_the_label_once(count):
     for example in EXAMPLES:
-        drawn = draw_candidates(example, NAMES, count)
-        assert len(drawn) == len(set(drawn)) == count and example.label in drawn
+        candidates = draw_candidates(example, NAMES, count)
+        assert len(candidates) == len(set(candidates)) == count and example.label in candidates
 
 
-def test_candidates_depend_on_seed_and_id_alone():
-    forwards = {e.id: draw_candidates(e, NAMES, 5) for e in EXAMPLES}
-    backwards = {e.id: draw_candidates(e, NAMES, 5) for e in reversed(EXAMPLES)}
-    assert forwards == backwards
-    assert len(set(forwards.values())) > 190
-    assert sum(forwards[e.id] == draw_candidates(e, NAMES, 5, seed=1) for e in EXAMPLES) < 5
+def test_candidates_depend_only_on_seed_and_example_id():
+    forward = {e.id: draw_candidates(e, NAMES, 5) for e in EXAMPLES}
+    backward = {e.id: draw_candidates(e, NAMES, 5) for e in reversed(EXAMPLES)}
+    assert forward == backward
+    assert len(set(forward.values())) > 190
+    assert sum(forward[e.id] == draw_candidates(e, NAMES, 5, seed=1) for e in EXAMPLES) < 5
 
 
-def test_a_pinned_draw():
-    """Recorded answers name their candidates: a changed draw would break every started run."""
-    assert draw_candidates(EXAMPLES[3], NAMES, 4) == PINNED
+def test_candidates_of_one_example():
+    """Recorded rows depend on their candidates: a change of the sampling would break every started run."""
+    assert draw_candidates(EXAMPLES[3], NAMES, 4) == ("class 23", "class 49", "class 3", "class 10")
 
 
-PINNED = ("class 23", "class 49", "class 3", "class 10")
+def test_position_of_the_label_is_uniform():
+    positions = [draw_candidates(e, NAMES, 4).index(e.label) for e in EXAMPLES]
+    for position in range(4):
+        assert 30 <= positions.count(position) <= 70
 
 
-def test_the_true_name_has_no_favourite_place():
-    places = [draw_candidates(e, NAMES, 4).index(e.label) for e in EXAMPLES]
-    assert all(30 <= places.count(place) <= 70 for place in range(4))
-
-
-def test_fixed_order_is_the_class_lists():
+def test_fixed_order_is_the_order_of_the_class_list():
     for example in EXAMPLES[:20]:
-        drawn = draw_candidates(example, NAMES, 9, order="fixed")
-        assert sorted(drawn, key=NAMES.index) == list(drawn)
-        assert set(drawn) == set(draw_candidates(example, NAMES, 9))
-    assert draw_candidates(EXAMPLES[0], NAMES, 50, order="fixed") == tuple(NAMES[:50])
+        candidates = draw_candidates(example, NAMES, 9, order="fixed")
+        assert sorted(candidates, key=NAMES.index) == list(candidates)
+        assert set(candidates) == set(draw_candidates(example, NAMES, 9))
+    assert draw_candidates(EXAMPLES[0], NAMES, 50, order="fixed") == NAMES[:50]
 
 
 def test_number_of_candidates():
-    assert parse_candidates("none", NAMES) is None
-    assert parse_candidates("all", NAMES) == 50
-    assert parse_candidates("20", NAMES) == 20
-    for wrong, words in [
+    assert PromptSetting(NAMES, "none").count is None
+    assert PromptSetting(NAMES, "all").count == 50
+    assert PromptSetting(NAMES, "20").count == 20
+    for value, message in [
         ("51", "outside 2 to 50"),
         ("1", "outside"),
         ("0", "outside"),
         ("many", "neither"),
         ("-3", "neither"),
     ]:
-        with pytest.raises(UserError, match=words):
-            parse_candidates(wrong, NAMES)
+        with pytest.raises(UserError, match=message):
+            PromptSetting(NAMES, value)
 
 
-def test_settings_have_the_papers_names():
-    assert setting_name("none") == "open_world"
-    assert setting_name("all") == "closed_world"
-    assert setting_name("20") == "20_classes"
-    assert setting_name("all", order="fixed", chain_of_thought=True) == "closed_world-label_fixed_order-cot"
-    assert setting_name("none", "alternative_1", order="fixed", seed=3) == "open_world-prompt_alternative_1"
-    assert setting_name("5", seed=3) == "5_classes-seed_3"
+def name(*values, **options) -> str:
+    return PromptSetting(NAMES, *values, **options).name
 
 
-def test_ways_are_every_combination_once():
-    asked = ways(("none", "5"), ("random", "fixed"), ("base",), NAMES, seed=3)
-    assert list(asked) == ["open_world", "5_classes-seed_3", "5_classes-label_fixed_order-seed_3"]
-    assert asked["5_classes-label_fixed_order-seed_3"] == Way("5", "fixed", "base")
+def test_names_of_settings():
+    assert name() == "open_world"
+    assert name("all") == "closed_world"
+    assert name("20") == "20_classes"
+    assert name("all", order="fixed", chain_of_thought=True) == "closed_world-label_fixed_order-cot"
+    assert name("none", wording="alternative_1", order="fixed", seed=3) == "open_world-prompt_alternative_1"
+    assert name("5", seed=3) == "5_classes-seed_3"
+
+
+def test_prompt_settings_have_every_combination_once():
+    settings = prompt_settings(NAMES, ("none", "5"), ("random", "fixed"), seed=3)
+    assert [s.name for s in settings] == ["open_world", "5_classes-seed_3", "5_classes-label_fixed_order-seed_3"]
+    assert settings[2] == PromptSetting(NAMES, "5", "fixed", seed=3)
     with pytest.raises(UserError, match="outside 2 to 50"):
-        ways(("51",), ("random",), ("base",), NAMES)
+        prompt_settings(NAMES, ("51",))
+
+
+def test_setting_is_restored_from_run_json():
+    setting = PromptSetting(NAMES, "5", "fixed", "alternative_2", True, 7)
+    assert setting.config == {
+        "candidates": "5", "order": "fixed", "wording": "alternative_2", "chain_of_thought": True, "seed": 7,
+    }  # fmt: skip
+    assert PromptSetting.from_config(setting.config | {"classes": list(NAMES), "model": "x"}) == setting
+
+
+def test_clip_setting_has_a_seed_only_with_sampled_candidates():
+    """With all classes nothing is sampled, so every seed gives the same cell of Table 1."""
+    assert [s.name for s in clip_settings(NAMES, ("all", "5"), seed=3)] == ["closed_world", "5_classes-seed_3"]
+    with pytest.raises(UserError, match="always chooses among class names"):
+        clip_settings(NAMES, ("none",))

@@ -1,4 +1,4 @@
-"""Protects: the ranking's script from pictures to numbers: resume, processes, search, guidance, fallback, mistakes."""
+"""Protects: the ranking script from images to numbers: resuming, processes, search, guidance, fallback, user errors."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,150 +20,165 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from vlmclassifier import load_vlm
 from vlmclassifier.benchmarks import load_evaluation
 from vlmclassifier.plane_figures import FIGURES
-from vlmclassifier.ranking import Ranker, Scoring, best, choose
-from vlmclassifier.ranking.results import of_train, read_ranking, scores_of
+from vlmclassifier.ranking import Ranker
 from vlmclassifier.records import ContextError, UserError
 from vlmclassifier.runs import read_run
+from vlmclassifier.runs.vectors import read_values
+from vlmclassifier.scoring.guidance import Scoring, best, best_t
+from vlmclassifier.scoring.rankings import is_train_run_of, read_ranking
+from vlmclassifier.scoring.runs import score_run
 from vlmclassifier.tiny.parts import redraw_weights
-from vlmclassifier.values import read_values
 from vlmclassifier.vlm import VLM
 
 SCRIPT = "inference_analysis/rank_labels.py"
 
 
-def rank(out, weights, **more):
-    """The script in this process; its rows and tensors."""
+def rank(out, weights, **options):
+    """Run the script in this process. Returns its rows and tensors."""
     module = script(SCRIPT)
-    module.main(module.Args(more.pop("model", "llava-1.5-7b"), weights, out=out, **more))
+    module.main(module.Args(options.pop("model", "llava-1.5-7b"), weights, out=out, **options))
     return read_run(out)[1], read_values(out)[1]
 
 
+def as_flags(options):
+    """Options of `rank` as command-line arguments."""
+    flags = []
+    for key, value in options.items():
+        flags += [f"--{key.replace('_', '-')}", value]
+    return flags
+
+
 @pytest.fixture(scope="module")
-def caltech(pictures):
-    return {"benchmark": "caltech", "split": "all", "data_root": pictures, "limit": 24}
+def caltech(images):
+    return {"benchmark": "caltech", "split": "all", "data_root": images, "limit": 24}
 
 
 def test_batches_chunks_and_the_search_agree(tiny, caltech, tmp_path):
-    """Other batches and chunks give the same numbers but for rounding; the search finds the same names."""
+    """Other batch and chunk sizes give the same numbers except for rounding; the search finds the same names."""
     rows, tensors = rank(tmp_path / "one", tiny / "llava-1.5-7b", **caltech, batch_size=1)
-    others, again = rank(tmp_path / "five", tiny / "llava-1.5-7b", **caltech, batch_size=5, chunk=16)
-    assert rows == others and np.abs(tensors["values"] - again["values"]).max() <= 2e-5
+    batch_rows, batch_tensors = rank(tmp_path / "five", tiny / "llava-1.5-7b", **caltech, batch_size=5, chunk=16)
+    assert rows == batch_rows and np.abs(tensors["values"] - batch_tensors["values"]).max() <= 2e-5
     assert tensors["values"].shape == (24, 100) and tensors["values"].dtype == np.float32
     assert [list(row.ranking) for row in rows] == best(tensors["values"], 5).tolist()
     for score, t in (("sum", 1.0), ("mean", 1.0), ("mean", 3.0)):
         scoring = Scoring(score == "mean", t, tensors["prior"])
         scores = scoring(tensors["values"], tensors["lengths"])
-        found, cost = rank(tmp_path / f"{score}{t}", tiny / "llava-1.5-7b", **caltech, top_k=5, score=score, guidance=t)
-        assert [list(row.ranking) for row in found] == best(scores, 5).tolist()
-        assert np.allclose(cost["values"][:, :5], -np.sort(-scores, axis=1)[:, :5], atol=1e-4)
-        nodes, rounds = cost["values"][:, 5], cost["values"][:, 6]
+        out = tmp_path / f"{score}{t}"
+        search_rows, search_tensors = rank(
+            out, tiny / "llava-1.5-7b", **caltech, top_k=5, score=score, guidance=t
+        )  # fmt: skip
+        assert [list(row.ranking) for row in search_rows] == best(scores, 5).tolist()
+        assert np.allclose(search_tensors["values"][:, :5], -np.sort(-scores, axis=1)[:, :5], atol=1e-4)
+        nodes, rounds = search_tensors["values"][:, 5], search_tensors["values"][:, 6]
         assert (nodes <= 254).all() and (score == "mean" or nodes.max() < 150) and (rounds >= 1).all()
 
 
-def test_killed_and_resumed_gives_the_same_bytes(tiny, caltech, tmp_path):
-    words = ["--model", "qwen3-vl-8b", "--weights", tiny / "qwen3-vl-8b", "--batch-size", 2]
-    words += [w for key, value in caltech.items() for w in (f"--{key.replace('_', '-')}", value)]
-    command = [sys.executable, SCRIPT, *words, "--out", tmp_path / "killed"]
+def test_a_killed_and_resumed_run_gives_the_same_bytes(tiny, caltech, tmp_path):
+    flags = ["--model", "qwen3-vl-8b", "--weights", tiny / "qwen3-vl-8b", "--batch-size", 2, *as_flags(caltech)]
+    command = [sys.executable, SCRIPT, *flags, "--out", tmp_path / "killed"]
     child = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.DEVNULL)
     while child.poll() is None and part_bytes(tmp_path / "killed") < 1500:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    resumed = run_script(SCRIPT, *words, "--out", tmp_path / "killed")
-    assert "pictures are answered already" in resumed.stderr and "nodes" in resumed.stderr
+    resumed = run_script(SCRIPT, *flags, "--out", tmp_path / "killed")
+    assert "images are done already" in resumed.stderr and "nodes" in resumed.stderr
     rank(tmp_path / "whole", tiny / "qwen3-vl-8b", model="qwen3-vl-8b", **caltech, batch_size=2)
-    names = ["predictions.jsonl", "values.safetensors", "scores.csv"]
-    assert all((tmp_path / "killed" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
+    for name in ("predictions.jsonl", "values.safetensors", "scores.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_ranking(tiny, caltech, tmp_path):
-    words = ["--weights", tiny / "llava-1.5-7b", "--batch-size", 1, "--out", tmp_path / "two"]
-    words += [w for key, value in caltech.items() for w in (f"--{key.replace('_', '-')}", value)]
+    flags = ["--weights", tiny / "llava-1.5-7b", "--batch-size", 1, "--out", tmp_path / "two", *as_flags(caltech)]
     env = {**os.environ, "PROCESSES": "2", "PYTHON": sys.executable}
-    run_script("bash", "scripts/multi_gpu.sh", SCRIPT, *words, env=env)
-    rows, tensors = rank(tmp_path / "one", tiny / "llava-1.5-7b", **caltech, batch_size=1)
-    assert (tmp_path / "two" / "predictions.jsonl").read_bytes() == (
-        tmp_path / "one" / "predictions.jsonl"
-    ).read_bytes()
-    two = read_values(tmp_path / "two")[1]
-    assert np.abs(two["values"] - tensors["values"]).max() <= 2e-5 and not list((tmp_path / "two").glob("part-*"))
+    run_script("bash", "scripts/multi_gpu.sh", SCRIPT, *flags, env=env)
+    _, tensors = rank(tmp_path / "one", tiny / "llava-1.5-7b", **caltech, batch_size=1)
+    rows = [(tmp_path / name / "predictions.jsonl").read_bytes() for name in ("one", "two")]
+    assert rows[0] == rows[1]
+    shared_tensors = read_values(tmp_path / "two")[1]
+    assert np.abs(shared_tensors["values"] - tensors["values"]).max() <= 2e-5
+    assert not list((tmp_path / "two").glob("part-*"))
 
 
-def test_t_is_chosen_on_the_train_pictures_and_the_table_says_so(tiny, own, tmp_path, capsys):
-    own.rows = [row | {"image": name, "split": split} for split in ("train", "test") for row in own.rows
-                for name in [f"{split}-{row['image']}"]]  # fmt: skip
+def test_t_is_chosen_on_the_train_images_and_the_table_says_so(tiny, own, tmp_path, capsys):
+    rows = []
+    for split in ("train", "test"):
+        for row in own.rows:
+            rows.append(row | {"image": f"{split}-{row['image']}", "split": split})
+    own.rows = rows
     for number, row in enumerate(own.rows):
         noise((40, 30 + number), number).save(own.folder / row["image"])
     own.write()
-    home = tmp_path / "outputs" / "inference_analysis"
+    runs = tmp_path / "outputs" / "inference_analysis"
     for split in ("train", "test"):
-        rank(home / split, tiny / "llava-1.5-7b", split=split, **own.args)
-    train, test = read_ranking(home / "train"), read_ranking(home / "test")
-    ways = {way.setting: way for way in test.ways(train)}
-    assert len(ways) == 10
+        rank(runs / split, tiny / "llava-1.5-7b", split=split, **own.args)
+    train, test = read_ranking(runs / "train"), read_ranking(runs / "test")
+    variants = {variant.setting: variant for variant in test.variants(train)}
+    assert len(variants) == 10
     for score, per_token in (("prob_sum", False), ("prob_avg", True)):
-        table = train.curve(per_token)
-        assert ways[f"{score}_cfg_held_out"].scoring.t == choose(table) / 4
-        assert ways[f"{score}_cfg_held_out"].chosen_on == "train"
-        whole = test.curve(per_token)[::4].sum(axis=1)  # t = 0, 1, .. 8
-        assert ways[f"{score}_cfg"].top1.sum() == whole.max() >= ways[score].top1.sum()
-    alone = {way.setting: way for way in test.ways()}
-    assert alone["prob_sum_cfg_held_out"].chosen_on == "the other half"
+        hits = train.curve(per_token)  # [grid, images]
+        assert variants[f"{score}_cfg_held_out"].scoring.t == best_t(hits) / 4
+        assert variants[f"{score}_cfg_held_out"].chosen_on == "train"
+        hit_counts = test.curve(per_token)[::4].sum(axis=1)  # t = 0, 1, .. 8
+        assert variants[f"{score}_cfg"].top1.sum() == hit_counts.max() >= variants[score].top1.sum()
+    without_train = {variant.setting: variant for variant in test.variants()}
+    assert without_train["prob_sum_cfg_held_out"].chosen_on == "the other half"
     capsys.readouterr()
     module = script("inference_analysis/table.py")
     module.main(module.Args(outputs=tmp_path / "outputs"))
     printed = capsys.readouterr().out
     assert re.search(r"LLaVA1.5-7B \(miniature\) +\| prob_sum_cfg_held_out +\| mine +\| [\d.]+ +\| train", printed)
     assert "split train" not in printed and "missing (47.6)" in printed and "missing (62.2)" in printed  # Tables 2, 12
-    assert {score.metric for score in scores_of(home / "test", "s", "t")} == {"accuracy", "top5"}
+    assert {score.metric for score in score_run(runs / "test").scores} == {"accuracy", "top5"}
 
 
-def test_guidance_with_t_1_is_none_and_with_t_0_sees_no_picture(tiny, caltech, tmp_path):
+def test_guidance_has_no_effect_at_t_1_and_ignores_the_image_at_t_0(tiny, caltech, tmp_path):
     rank(tmp_path / "run", tiny / "llava-1.5-7b", **caltech)
     ranking = read_ranking(tmp_path / "run")
     for prior in ("no_image", "mean"):
-        table = ranking.curve(False, prior)
-        assert (table[4] == (ranking.ranks(Scoring()) == 0)).all()  # t = 1
-        blind = Scoring(False, 0.0, ranking.prior(prior))(ranking.sums, ranking.lengths)
-        assert (blind == blind[0]).all() and (table[0] == (blind.argmax(axis=1) == ranking.truth)).all()
+        hits = ranking.curve(False, prior)  # [grid, images]
+        assert (hits[4] == (ranking.ranks(Scoring()) == 0)).all()  # t = 1
+        scores = Scoring(False, 0.0, ranking.prior(prior))(ranking.sums, ranking.lengths)  # [images, names]
+        assert (scores == scores[0]).all() and (hits[0] == (scores.argmax(axis=1) == ranking.truth)).all()
     assert np.allclose(ranking.prior("mean"), ranking.sums.mean(axis=0), atol=1e-4)
 
 
-def test_the_prior_is_the_prompt_without_its_picture(tiny):
-    """Against plain transformers on the text alone, for the three kinds of template."""
+def test_the_prior_is_that_of_the_prompt_without_the_image(tiny):
+    """Compared with plain transformers on the text alone, for the three kinds of template."""
     for key, text in (
         ("llava-1.5-7b", "USER: What type?\nASSISTANT: The photo features a"),
         ("blip2-2.7b", "Question: What type? Answer: A"),
         ("qwen2.5-vl-7b", "<|im_start|>user\nWhat type?<|im_end|>\n<|im_start|>assistant\nThe photo features a"),
         ("gemma3-4b", "<start_of_turn>user\nWhat type?<end_of_turn>\n<start_of_turn>model\nThe photo features a"),
-        ("paligemma2-3b", "<bos>answer en What type?\n"),  # its processor writes the begin token, not its tokenizer
+        ("paligemma2-3b", "<bos>answer en What type?\n"),  # its processor adds the begin token, not its tokenizer
     ):
         vlm = load_vlm(key, tiny / key)
         ranker = Ranker(vlm, NAMES, "What type?")
         ids = vlm.processor.tokenizer(text, return_tensors="pt")["input_ids"]
-        begin = vlm.processor.tokenizer.bos_token_id
-        assert begin is None or ids[0].tolist().count(begin) == 1
+        bos = vlm.processor.tokenizer.bos_token_id
+        assert bos is None or ids[0].tolist().count(bos) == 1
         network = vlm.model.language_model if key.startswith("blip") else vlm.model
-        for place, prior in enumerate(ranker.prior()):
-            name = torch.tensor([ranker.tokens.ids[place]])
-            more = {}
+        for index, prior in enumerate(ranker.prior()):
+            name = torch.tensor([ranker.tokens.ids[index]])  # [1, tokens]
+            inputs = {"input_ids": torch.cat([ids, name], dim=1)}
             if key.startswith("paligemma"):
-                more["token_type_ids"] = torch.cat([torch.zeros_like(ids), torch.ones_like(name)], dim=1)
+                inputs["token_type_ids"] = torch.cat([torch.zeros_like(ids), torch.ones_like(name)], dim=1)
             with torch.no_grad():
-                logits = network(input_ids=torch.cat([ids, name], dim=1), **more).logits[0, ids.shape[1] - 1 : -1]
+                logits = network(**inputs).logits[0, ids.shape[1] - 1 : -1]  # [tokens, vocabulary]
             expected = logits.log_softmax(dim=-1).gather(1, name[0, :, None]).sum().item()
             assert abs(prior - expected) <= 2e-5
 
 
-@pytest.mark.parametrize("policy", [False, True])
-def test_the_search_is_the_full_ranking_on_random_and_trained_models(policy, tiny, trained, world):
-    """250 cases per policy and model: pictures x sum, mean and guidance, one by one and in batches."""
-    photos = [noise((64, 64), number) for number in range(42)]
+@pytest.mark.parametrize("whole_subtrees", [False, True])
+def test_the_search_equals_the_full_ranking_on_random_and_trained_models(whole_subtrees, tiny, trained, world):
+    """250 cases per policy and model: images x sum, mean and guidance, one by one and in batches."""
+    noise_images = [noise((64, 64), number) for number in range(42)]
     task = load_evaluation("plane_figures", root=world, limit=42)
-    shown = [Image.open(example.image).convert("RGB") for example in task.examples]
+    figure_images = [Image.open(example.image).convert("RGB") for example in task.examples]
     for vlm, names, images in (
-        (load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b"), NAMES, photos),
-        (load_vlm("mini-llava", trained / "vlm"), tuple(FIGURES), shown),
+        (load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b"), NAMES, noise_images),
+        (load_vlm("mini-llava", trained / "vlm"), tuple(FIGURES), figure_images),
     ):
         ranker = Ranker(vlm, names, QUESTION)
         sums, prior = ranker.log_probs(images), ranker.prior()
@@ -173,15 +187,16 @@ def test_the_search_is_the_full_ranking_on_random_and_trained_models(policy, tin
                 scoring = Scoring(per_token, t, prior)
                 scores = scoring(sums, ranker.trie.lengths)
                 for start in range(0, len(images), 14):
-                    found = ranker.top_k(images[start : start + 14], 5, scoring, subtrees=policy)
-                    assert [one.names.tolist() for one in found] == best(scores[start : start + 14], 5).tolist()
-        alone = ranker.top_k(images[:1], 5, Scoring())
-        assert alone[0].names.tolist() == best(Scoring()(sums[:1], ranker.trie.lengths), 5)[0].tolist()
+                    results = ranker.top_k(images[start : start + 14], 5, scoring, whole_subtrees)
+                    expected = best(scores[start : start + 14], 5).tolist()
+                    assert [result.names.tolist() for result in results] == expected
+        results = ranker.top_k(images[:1], 5, Scoring())
+        assert results[0].names.tolist() == best(Scoring()(sums[:1], ranker.trie.lengths), 5)[0].tolist()
 
 
 @pytest.fixture
-def convolving(tiny):
-    """A LLaVA on a decoder with convolutions (LFM2): each token sees its neighbours in the list, whatever the mask."""
+def convolutional_vlm(tiny):
+    """A LLaVA with a convolutional decoder (LFM2), in which tokens influence their neighbours despite the mask."""
     vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
     text = {"model_type": "lfm2", "vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
             "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096,
@@ -193,32 +208,33 @@ def convolving(tiny):
     return VLM(model, vlm.processor, vlm.spec)
 
 
-def test_a_family_without_tree_masks_is_scored_name_by_name_and_says_so(convolving):
-    ranker, image = Ranker(convolving, NAMES[:6], QUESTION), noise((80, 60))
-    said = ranker.settle(image)
-    assert ranker.way != "tree" and "cannot be ranked with tree masks" in said and "exactly but slowly" in said
-    inputs = convolving.prepare([image], [ranker.prompt])
+def test_a_model_without_support_for_tree_masks_is_scored_name_by_name(convolutional_vlm):
+    ranker, image = Ranker(convolutional_vlm, NAMES[:6], QUESTION), noise((80, 60))
+    remark = ranker.select_method(image)
+    assert ranker.method != "tree"
+    assert "cannot be ranked with tree attention masks" in remark and "exact but slow" in remark
+    inputs = convolutional_vlm.process([image], [ranker.prompt])
     start, sums = inputs["input_ids"].shape[1], ranker.log_probs([image, image])
-    for place, ids in enumerate(ranker.tokens.ids):
-        longer = dict(inputs) | {"input_ids": torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)}
-        longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    for index, ids in enumerate(ranker.tokens.ids):
+        row = dict(inputs) | {"input_ids": torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)}
+        row["attention_mask"] = torch.ones_like(row["input_ids"])
         with torch.no_grad():
-            log_probs = convolving.model(**longer).logits[0, start - 1 : -1].log_softmax(dim=-1)
+            log_probs = convolutional_vlm.model(**row).logits[0, start - 1 : -1].log_softmax(dim=-1)
         expected = log_probs.gather(1, torch.tensor(ids)[:, None]).sum().item()
-        assert abs(sums[0, place] - expected) <= 2e-5 and sums[0, place] == sums[1, place]
-    found = ranker.top_k([image], 3, Scoring())
-    assert found[0].names.tolist() == best(sums[:1], 3)[0].tolist()
+        assert abs(sums[0, index] - expected) <= 2e-5 and sums[0, index] == sums[1, index]
+    results = ranker.top_k([image], 3, Scoring())
+    assert results[0].names.tolist() == best(sums[:1], 3)[0].tolist()
 
 
-def test_a_batch_that_did_not_fit_leaves_nothing_behind(tiny, monkeypatch):
-    """A watch that stayed on the head would hold on to every later batch's logits."""
+def test_no_hook_remains_after_running_out_of_memory(tiny, monkeypatch):
+    """A remaining hook on the output embeddings would keep the logits of every later batch."""
     vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
     ranker, image = Ranker(vlm, NAMES, QUESTION), noise((80, 60))
 
     def out_of_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="A single image does not fit"):
         patch.setattr(type(vlm.model), "forward", out_of_memory)
         ranker.log_probs([image])
     assert not vlm.model.get_output_embeddings()._forward_hooks
@@ -236,55 +252,60 @@ def test_a_ranking_killed_before_its_merge_is_finished_without_the_model(tiny, o
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_ranking_that_holds_the_train_pictures_takes_no_t_from_them(tiny, own, tmp_path):
+def test_t_is_not_chosen_on_train_images_that_are_also_evaluated(tiny, own, tmp_path):
     own.rows[0]["split"] = "train"
     own.write()
     runs = {split: tmp_path / split for split in ("train", "test", "all")}
     for split, out in runs.items():
         rank(out, tiny / "llava-1.5-7b", split=split, **own.args)
-    train, test, every = (read_ranking(out) for out in runs.values())
-    assert of_train(test, [train, every]) is train and of_train(every, [train]) is None
-    assert of_train(replace(test, config=test.config | {"manifest": "another"}), [train]) is None
+    train, test, all_images = (read_ranking(out) for out in runs.values())
+    assert is_train_run_of(train.config, test.config) and not is_train_run_of(all_images.config, test.config)
+    assert not is_train_run_of(train.config, all_images.config)
+    assert not is_train_run_of(train.config, test.config | {"manifest": "another"})
 
 
-def test_another_opening_is_another_row(tiny, own, tmp_path):
-    rank(tmp_path / "run", tiny / "llava-1.5-7b", opening="This is a", split="test", **own.args)
-    settings = {score.setting for score in scores_of(tmp_path / "run", "s", "t")}
-    assert "prob_sum-opening 'This is a'" in settings and "prob_sum" not in settings
+def test_another_answer_prefix_is_another_setting(tiny, own, tmp_path):
+    rank(tmp_path / "run", tiny / "llava-1.5-7b", answer_prefix="This is a", split="test", **own.args)
+    settings = {score.setting for score in score_run(tmp_path / "run").scores}
+    assert "prob_sum-answer_prefix 'This is a'" in settings and "prob_sum" not in settings
     module = script(SCRIPT)
     task = load_evaluation(**{"name": own.args["benchmark"], "classes": own.classes})
-    assert module.run_name(module.Args(opening="This is a"), task) == "ranking-opening_This_is_a"
+    assert module.setting_name(module.Args(answer_prefix="This is a"), task) == "ranking-answer_prefix_This_is_a"
 
 
-def test_a_model_of_another_design_is_refused_or_scored_name_by_name(tiny, monkeypatch):
+def test_an_unsupported_architecture_is_refused_or_scored_name_by_name(tiny, monkeypatch):
     vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
     image = noise((80, 60))
-    right = Ranker(vlm, NAMES, QUESTION).log_probs([image])
+    expected = Ranker(vlm, NAMES, QUESTION).log_probs([image])
     with monkeypatch.context() as patch:
         patch.setattr(type(vlm.model), "get_decoder", lambda model: None)
         ranker = Ranker(vlm, NAMES, QUESTION)
-        assert "cannot be ranked with tree masks (AttributeError" in ranker.settle(image)
-        assert np.abs(ranker.log_probs([image]) - right).max() <= 2e-5
+        assert "cannot be ranked with tree attention masks (AttributeError" in ranker.select_method(image)
+        assert np.abs(ranker.log_probs([image]) - expected).max() <= 2e-5
     ranker = Ranker(vlm, NAMES, QUESTION)
     monkeypatch.setattr(type(vlm.model), "forward", lambda *_, **__: (_ for _ in ()).throw(ValueError("decoder ids")))
-    with pytest.raises(UserError, match="cannot be ranked: its forward pass .* .ValueError: decoder ids.; ask it with"):
-        ranker.settle(image)
+    with pytest.raises(
+        UserError, match="cannot be ranked: its forward pass .* .ValueError: decoder ids.; use main_results"
+    ):
+        ranker.select_method(image)
 
 
-def test_a_tree_that_is_wrong_is_noticed(tiny, monkeypatch):
-    """Should another release of transformers read the mask otherwise, the numbers do not change silently."""
+def test_wrong_numbers_of_the_tree_are_detected(tiny, monkeypatch):
+    """If another version of transformers interprets the mask in another way, the numbers do not change silently."""
     vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
     ranker, image = Ranker(vlm, NAMES, QUESTION), noise((80, 60))
-    right = ranker.log_probs([image])
-    monkeypatch.setattr("vlmclassifier.ranking.decoding._additive", lambda mask, dtype: mask[:, None].to(dtype))
-    assert re.search(r"nats off\): its names are scored name by name behind the cached prompt", ranker.settle(image))
-    assert np.abs(ranker.log_probs([image]) - right).max() <= 2e-5
+    expected = ranker.log_probs([image])
+    monkeypatch.setattr("vlmclassifier.ranking.decoding._additive_mask", lambda mask, dtype: mask[:, None].to(dtype))
+    assert re.search(
+        r"nats off\): its names are scored name by name after the cached prompt", ranker.select_method(image)
+    )
+    assert np.abs(ranker.log_probs([image]) - expected).max() <= 2e-5
 
 
-def test_mistakes_are_one_sentence(own, tiny, tmp_path, capsys):
-    def refuse(words, error=UserError, **more):
-        with pytest.raises(error, match=words):
-            rank(more.pop("out", tmp_path / "run"), tiny / "llava-1.5-7b", **own.args, **more)
+def test_user_errors_are_explained(own, tiny, tmp_path, capsys):
+    def refuse(message, error=UserError, **options):
+        with pytest.raises(error, match=message):
+            rank(options.pop("out", tmp_path / "run"), tiny / "llava-1.5-7b", **own.args, **options)
 
     refuse("--score and --guidance go with --top-k", score="mean")
     refuse("--guidance -1 is not a number from 0 on", top_k=5, guidance=-1)
@@ -292,23 +313,23 @@ def test_mistakes_are_one_sentence(own, tiny, tmp_path, capsys):
     refuse("--top-k 0 is below 1", top_k=0)
     own.classes.write_text(json.dumps(["cat", "dog", "zygomorphic " * 2000]))
     refuse("the context of llava-1.5-7b is 4096", ContextError)
-    home = tmp_path / "outputs" / "inference_analysis"
-    refuse("the context of llava-1.5-7b is 4096", ContextError, out=home / "long")
-    assert "4096" in read_run(home / "long")[0]["not_applicable"]
+    runs = tmp_path / "outputs" / "inference_analysis"
+    refuse("the context of llava-1.5-7b is 4096", ContextError, out=runs / "long")
+    assert "4096" in read_run(runs / "long")[0]["not_applicable"]
     module = script("inference_analysis/table.py")
     with pytest.raises(UserError, match="No finished run"):
         module.main(module.Args(outputs=tmp_path / "outputs"))
     assert re.search(r"LLaVA1.5-7B \(miniature\) +\| prob_sum +\|.*\| N/A +\|\n", capsys.readouterr().out)
-    with pytest.raises(UserError, match="nothing is absent, so there are no runs: start with"):
+    with pytest.raises(UserError, match="nothing does not exist, so there are no runs: start with"):
         module.main(module.Args(outputs=tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
 
 
-def test_the_papers_tokenisation_reads_the_bare_name(own, tiny, tmp_path):
-    """A byte-level tokenizer gives a bare name other tokens: other numbers, another run, a note in both."""
-    _, usual = rank(tmp_path / "a", tiny / "llava-1.5-7b", **own.args)
+def test_the_papers_tokenisation_uses_the_tokens_of_the_name_alone(own, tiny, tmp_path):
+    """With a byte-level tokenizer the name alone has other tokens: other numbers, another setting, and a remark."""
+    _, tensors = rank(tmp_path / "a", tiny / "llava-1.5-7b", **own.args)
     done = run_script(SCRIPT, "--weights", tiny / "llava-1.5-7b", "--out", tmp_path / "b", "--paper-tokenisation",
-                      *(w for key, value in own.args.items() for w in (f"--{key}", value)))  # fmt: skip
-    assert re.search(r"2 of 2 names have other tokens .* those of the name alone are read", done.stderr)
+                      *as_flags(own.args))  # fmt: skip
+    assert re.search(r"2 of 2 names have other tokens .* those of the name alone are the targets", done.stderr)
     assert "prob_sum-paper_tokenisation" in done.stdout
-    assert np.abs(read_values(tmp_path / "b")[1]["values"] - usual["values"]).min() > 0.01
+    assert np.abs(read_values(tmp_path / "b")[1]["values"] - tensors["values"]).min() > 0.01

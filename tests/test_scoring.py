@@ -1,13 +1,23 @@
-"""Protects: what counts as right, and the intervals."""
+"""Protects: which outputs count as correct, and the confidence intervals."""
 
 import pytest
 
 from vlmclassifier.records import Prediction
-from vlmclassifier.scoring import contains, empty, exact, score_predictions, wilson_interval
+from vlmclassifier.scoring import METRICS, Answers, contains, empty, exact, metric_hits, wilson_interval
 
 
-def said(output: str, label: str = "great white shark", index: int = 0, ranking=None) -> Prediction:
-    return Prediction("a.jpg", label, index, "Q", None, output, None, ranking)
+def prediction(output: str, label: str = "great white shark", index: int = 0, ranking=None) -> Prediction:
+    return Prediction("a.jpg", label, index, "Q", None, output, ranking)
+
+
+def summaries(rows: list[Prediction], names: list[str], kind: str) -> dict[str, tuple]:
+    """(value, low, high, n) in percent of every metric that applies."""
+    answers = Answers(rows, tuple(names), kind)
+    percent = {}
+    for name, hits in metric_hits(answers).items():
+        value, low, high, n = METRICS[name].summary(answers, hits)
+        percent[name] = (100 * value, 100 * low, 100 * high, n)
+    return percent
 
 
 @pytest.mark.parametrize(
@@ -24,17 +34,18 @@ def said(output: str, label: str = "great white shark", index: int = 0, ranking=
         (".", False, False, False),
     ],
 )
-def test_worked_cases(output, is_contained, is_exact, is_empty):
-    assert (contains(said(output)), exact(said(output)), empty(said(output))) == (is_contained, is_exact, is_empty)
+def test_contains_exact_and_empty(output, is_contained, is_exact, is_empty):
+    row = prediction(output)
+    assert (contains(row), exact(row), empty(row)) == (is_contained, is_exact, is_empty)
 
 
 def test_known_weaknesses_of_the_papers_metric():
-    assert contains(said("a bumblebee", "bee")) and not exact(said("a bumblebee", "bee"))
-    assert exact(said("acme inc.", "Acme Inc.")) and exact(said("Acme Inc", "Acme Inc."))
-    assert contains(said('one of "bee", "ant", "cat"', "ant"))  # listing every name scores
+    assert contains(prediction("a bumblebee", "bee")) and not exact(prediction("a bumblebee", "bee"))
+    assert exact(prediction("acme inc.", "Acme Inc.")) and exact(prediction("Acme Inc", "Acme Inc."))
+    assert contains(prediction('one of "bee", "ant", "cat"', "ant"))  # a list of all names counts
 
 
-def test_wilson_interval_against_the_formula():
+def test_wilson_interval_equals_the_formula():
     for hits, n in [(0, 10), (3, 10), (10, 10), (228, 1000)]:
         z, p = 1.959963984540054, hits / n
         middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
@@ -43,22 +54,25 @@ def test_wilson_interval_against_the_formula():
 
 
 def test_scores_of_free_text():
-    rows = {
-        r[0]: r[1:]
-        for r in score_predictions([said("cat", "cat"), said("a cat", "cat"), said("", "dog")], ["cat", "dog"], "vlm")
-    }
-    of_text = {"mean_per_class", "contains_words", "unique", "no_class"}
-    assert set(rows) == {"accuracy", "contains", "exact", "empty"} | of_text
-    assert rows["accuracy"] == rows["contains"]
-    assert [rows[m][0] for m in ("contains", "exact", "empty")] == pytest.approx([200 / 3, 100 / 3, 100 / 3])
-    assert rows["contains"][3] == 3 and rows["contains"][1] < 200 / 3 < rows["contains"][2]
+    scores = summaries(
+        [prediction("cat", "cat"), prediction("a cat", "cat"), prediction("", "dog")], ["cat", "dog"], "vlm"
+    )
+    text_metrics = {"mean_per_class", "contains_words", "unique", "no_class"}
+    assert set(scores) == {"accuracy", "contains", "exact", "empty"} | text_metrics
+    assert scores["accuracy"] == scores["contains"]
+    assert [scores[m][0] for m in ("contains", "exact", "empty")] == pytest.approx([200 / 3, 100 / 3, 100 / 3])
+    assert scores["contains"][3] == 3 and scores["contains"][1] < 200 / 3 < scores["contains"][2]
 
 
-def test_double_names_are_scored_by_name_and_by_class():
+def test_duplicate_names_are_scored_by_name_and_by_class():
     names = ["missile", "cat", "missile"]
-    rows = [said("missile", "missile", 0, (0,)), said("missile", "missile", 2, (0,)), said("cat", "missile", 2, (1,))]
+    rows = [
+        prediction("missile", "missile", 0, (0,)),
+        prediction("missile", "missile", 2, (0,)),
+        prediction("cat", "missile", 2, (1,)),
+    ]
     for kind in ("clip", "vlm"):
-        scores = {r[0]: r[1] for r in score_predictions(rows, names, kind)}
+        scores = {name: values[0] for name, values in summaries(rows, names, kind).items()}
         assert scores["accuracy"] == pytest.approx(200 / 3)
         assert scores["accuracy_by_class"] == pytest.approx(100 / 3)
-    assert "accuracy_by_class" not in {r[0] for r in score_predictions(rows, ["missile", "cat"], "clip")}
+    assert "accuracy_by_class" not in summaries(rows, ["missile", "cat"], "clip")

@@ -1,4 +1,4 @@
-"""The command-line contract of every script: typed arguments, one sentence for a mistake, a non-zero exit."""
+"""The command-line contract of every script: typed arguments, one sentence for a mistake, a non-zero exit code."""
 
 import dataclasses
 import errno
@@ -8,11 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from vlmclassifier.records import ContextError, Score, UserError
+from vlmclassifier.records import ContextError, UserError
 from vlmclassifier.runs import Run
+from vlmclassifier.scoring.runs import ScoredRun
+from vlmclassifier.tables import label
 
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -48,7 +49,7 @@ def run(main: Callable[[Any], None], arguments: type, description: str | None) -
     except UserError as error:
         fail(str(error), 3 if isinstance(error, ContextError) else 1)
     except KeyboardInterrupt:
-        fail("interrupted: what is recorded stays; the same command goes on from there.", 130)
+        fail("interrupted: what is recorded stays; the same command continues from there.", 130)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -70,19 +71,19 @@ def check_positive(**values: int | None) -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process does the talking among those of one launcher."""
+    """Whether this process prints and writes scores, among those of one launcher."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def end_with_parent() -> None:
-    """Let this worker process end when the one that started it is killed: a pool's workers would wait for ever."""
+    """Let this worker process end when the one that started it is killed: a pool's workers would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def use_one_core() -> None:
-    """Begin a worker process: of several, each is fastest on a core of its own."""
+    """Set up a worker process: several are fastest with one core each."""
     end_with_parent()
     import torch
 
@@ -91,27 +92,32 @@ def use_one_core() -> None:
 
 @contextmanager
 def progress(runs: Sequence[Run], title: str) -> Iterator[Callable[[], None]]:
-    """A bar over all rows of some runs, also those of other processes; call what it yields after each `append`."""
+    """A progress bar over all rows of some runs, also those of other processes; call the yielded function to update it.
+
+    Call it after each `append`.
+    """
     from tqdm import tqdm
 
-    total, done = sum(len(run.order) for run in runs), sum(i in run.done for run in runs for i in run.order)
+    total = sum(len(run.order) for run in runs)
+    done = sum(example_id in run.done for run in runs for example_id in run.order)
     if is_main_process() and done:
-        print(f"{title}: {done} of {total} pictures are answered already", file=sys.stderr)
-    with tqdm(total=total, initial=done, desc=title, unit="pic", disable=not is_main_process()) as bar:
-        yield lambda: bar.update(sum(min(len(run.done), len(run.order)) for run in runs) - bar.n)
+        print(f"{title}: {done} of {total} images are done already", file=sys.stderr)
+    with tqdm(total=total, initial=done, desc=title, unit="img", disable=not is_main_process()) as bar:
+
+        def update() -> None:
+            bar.update(sum(min(len(run.done), len(run.order)) for run in runs) - bar.n)
+
+        yield update
 
 
-def several(words: str | Sequence[str]) -> tuple[str, ...]:
-    """The values of an argument that takes one or several; a single one may come without a list."""
-    return (words,) if isinstance(words, str) else tuple(dict.fromkeys(words))
-
-
-def report(folder: Path, scores: Sequence[Score], following: str) -> None:
-    """Say what came out of a run, where it lies and what to run next."""
-    values = {score.metric: score for score in scores}
-    best = values["accuracy"]
+def report(run: ScoredRun, next_command: str) -> None:
+    """Print the scores of a classification run, where they are and what to run next."""
+    values = {score.metric: score for score in run.scores}
+    accuracy = values["accuracy"]
+    model = label(accuracy.model, ", ".join(accuracy.tags))
     print(
-        f"{best.model}, {best.setting}, {best.dataset}: accuracy {best.value:.1f}% [{best.low:.1f}, {best.high:.1f}], "
-        f"n={best.n}, exact {values['exact'].value:.1f}%, empty answers {values['empty'].value:.1f}%"
+        f"{model}, {accuracy.setting}, {accuracy.dataset}: accuracy {accuracy.value:.1f}% [{accuracy.low:.1f}, "
+        f"{accuracy.high:.1f}], n={accuracy.n}, exact {values['exact'].value:.1f}%, empty answers "
+        f"{values['empty'].value:.1f}%"
     )
-    print(f"Rows: {folder / 'predictions.jsonl'}; scores: {folder / 'scores.csv'}. Next: {following}")
+    print(f"Rows: {run.folder / 'predictions.jsonl'}; scores: {run.folder / 'scores.csv'}. Next: {next_command}")

@@ -1,4 +1,4 @@
-"""CLIP by open_clip or transformers, SigLIP, a supervised ViT: `encode_images`, `class_features`, `classify`."""
+"""CLIP (open_clip or transformers), SigLIP and a supervised ViT: `encode_images`, `class_features`, `classify`."""
 
 import tempfile
 import warnings
@@ -18,17 +18,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmclassifier.benchmarks import BENCHMARKS, class_names
-from vlmclassifier.devices import resolve_device, resolve_dtype
+from vlmclassifier.class_lists import first_index
+from vlmclassifier.devices import BatchSplitter, resolve_device, resolve_dtype
 from vlmclassifier.models import ModelSpec, check_source, find_model, hub_error, local_checkpoint
 from vlmclassifier.prompts import CAPTION
 from vlmclassifier.records import UserError
 
-TEXT_BATCH = 256
-SUPERVISED = "torchvision/"  # how the source of a supervised classifier begins
+TEXT_BATCH = 256  # captions per forward pass of the text encoder
+TORCHVISION_PREFIX = "torchvision/"  # of the source of a supervised classifier
 
 
 class CLIP:
-    """A contrastive image-text model with its image transform and tokenizer. Made by `load_clip`."""
+    """A contrastive image-text model with its image transform and tokenizer. Use `load_clip` to create one."""
 
     def __init__(self, model: torch.nn.Module, transform: Callable, tokenizer: Callable, spec: ModelSpec) -> None:
         self.model = model.eval()
@@ -37,35 +38,47 @@ class CLIP:
         self.spec = spec
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        self._splitter = BatchSplitter()
 
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
-        """Transformed pictures on the CPU: [batch, 3, height, width]."""
+        """Transformed images [batch, 3, height, width] on the CPU."""
         return torch.stack([self.transform(image) for image in images])
 
-    @torch.inference_mode()
     def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """Unit-length image features [batch, width] in float32, of pictures or of what `prepare` made of them."""
-        pixel_values = images if isinstance(images, Tensor) else self.prepare(images)
-        features = self._see(pixel_values.to(self.device, self.dtype))  # [batch, width]
+        """Image features [batch, width] of unit length in float32, for images or for the output of `prepare`.
+
+        A batch that does not fit into the device's memory is split. Raises UserError when a single image does not fit.
+        """
+        pixel_values = images if isinstance(images, Tensor) else self.prepare(images)  # [batch, 3, height, width]
+
+        def encode_part(part: slice) -> list[Tensor]:
+            return list(self._encode(pixel_values[part]))
+
+        return torch.stack(self._splitter.run(encode_part, len(pixel_values)))  # [batch, width]
+
+    @torch.inference_mode()
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        features = self._image_features(pixel_values.to(self.device, self.dtype))  # [batch, width]
         return F.normalize(features.float(), dim=-1)
 
-    def _see(self, pixel_values: Tensor) -> Tensor:
+    def _image_features(self, pixel_values: Tensor) -> Tensor:
         return self.model.encode_image(pixel_values)
 
     @torch.inference_mode()
     def class_features(self, names: Sequence[str], caption: str = CAPTION) -> Tensor:
-        """Unit-length text features [classes, width] of one caption per class name, in float32."""
-        features = self._read([caption.format(name) for name in names])
-        return F.normalize(torch.cat(features).float(), dim=-1)
+        """Text features [classes, width] of unit length in float32, for one caption per class name."""
+        features = self._text_features([caption.format(name) for name in names])
+        return F.normalize(torch.cat(features).float(), dim=-1)  # [classes, width]
 
-    def _read(self, captions: list[str]) -> list[Tensor]:
-        """Text features, batch by batch.
+    def _text_features(self, captions: list[str]) -> list[Tensor]:
+        """Text features [chunk, width] of the captions, one tensor per chunk of at most TEXT_BATCH captions.
 
-        The text is cut to the longest prompt where attention is causal: what stands behind the end token is never read.
+        If the attention is causal, the padding behind the longest caption is cut off: no token attends to it.
         """
         input_ids = self.tokenizer(captions)  # [classes, context]
-        with _causal_text_cut(self.model.text, int(input_ids.nonzero()[:, 1].max()) + 1) as length:
-            chunks = input_ids[:, :length].split(TEXT_BATCH)
+        longest = int(input_ids.nonzero()[:, 1].max()) + 1  # padding is 0, the end token is not
+        with _truncated_text_context(self.model.text, longest) as length:
+            chunks = input_ids[:, :length].split(TEXT_BATCH)  # each [chunk, length]
             return [self.model.encode_text(chunk.to(self.device)) for chunk in chunks]
 
     def classify(
@@ -75,9 +88,10 @@ class CLIP:
         candidates: Sequence[Sequence[int]] | None = None,
         top: int = 5,
     ) -> list[list[int]]:
-        """The `top` best classes per picture, best first, by cosine similarity (paper section 1).
+        """The indices of the `top` best classes per image, best first, by cosine similarity (paper, section 2).
 
-        `class_features`: [classes, width]. `candidates`: per picture the classes that may win; None for all.
+        `class_features`: [classes, width]. `candidates`: the class indices to choose among, one list per image; None
+        for all classes. Raises UserError when a single image does not fit into the device's memory.
         """
         return self.rank(self.encode_images(images), class_features, candidates, top)
 
@@ -88,167 +102,191 @@ class CLIP:
         candidates: Sequence[Sequence[int]] | None = None,
         top: int = 5,
     ) -> list[list[int]]:
-        """As `classify`, of pictures that `encode_images` has encoded [batch, width]."""
+        """The same as `classify`, for image features [batch, width] of `encode_images`."""
         similarity = image_features @ class_features.T  # [batch, classes]
         if candidates is None:
             return similarity.topk(min(top, similarity.shape[1])).indices.tolist()
         rankings = []
-        for row, allowed in zip(similarity, candidates, strict=True):
-            order = row[list(allowed)].topk(min(top, len(allowed))).indices.tolist()
-            rankings.append([allowed[place] for place in order])
+        for image_similarity, image_candidates in zip(similarity, candidates, strict=True):
+            candidate_similarity = image_similarity[list(image_candidates)]  # [candidates]
+            order = candidate_similarity.topk(min(top, len(image_candidates))).indices.tolist()
+            rankings.append([image_candidates[index] for index in order])
         return rankings
 
 
 class TransformersCLIP(CLIP):
-    """The same verbs on a transformers `CLIPModel`; padding is masked, so a text is as long as the longest one."""
+    """The same interface for a transformers `CLIPModel`. Padding is masked, so captions are padded to the longest."""
 
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
-        """Transformed pictures on the CPU: [batch, 3, height, width]."""
+        """Transformed images [batch, 3, height, width] on the CPU."""
         return self.transform(list(images), return_tensors="pt")["pixel_values"]
 
-    def _see(self, pixel_values: Tensor) -> Tensor:
+    def _image_features(self, pixel_values: Tensor) -> Tensor:
         return self.model.visual_projection(self.model.vision_model(pixel_values).pooler_output)
 
-    def _read(self, captions: list[str]) -> list[Tensor]:
+    def _text_features(self, captions: list[str]) -> list[Tensor]:
         inputs = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(self.device)
-        chunks = zip(inputs["input_ids"].split(TEXT_BATCH), inputs["attention_mask"].split(TEXT_BATCH), strict=True)
-        return [
-            self.model.text_projection(self.model.text_model(input_ids=ids, attention_mask=mask).pooler_output)
-            for ids, mask in chunks
-        ]
+        id_chunks = inputs["input_ids"].split(TEXT_BATCH)  # each [chunk, tokens]
+        mask_chunks = inputs["attention_mask"].split(TEXT_BATCH)  # each [chunk, tokens]
+        features = []
+        for input_ids, attention_mask in zip(id_chunks, mask_chunks, strict=True):
+            outputs = self.model.text_model(input_ids=input_ids, attention_mask=attention_mask)
+            features.append(self.model.text_projection(outputs.pooler_output))  # [chunk, width]
+        return features
 
 
 class TransformersSigLIP(TransformersCLIP):
-    """The same verbs on a transformers `SiglipModel`, whose text tower has learnt on texts padded to its context."""
+    """The same interface for a transformers `SiglipModel`, which was trained on captions padded to its context."""
 
-    def _see(self, pixel_values: Tensor) -> Tensor:
+    def _image_features(self, pixel_values: Tensor) -> Tensor:
         return self.model.vision_model(pixel_values).pooler_output
 
-    def _read(self, captions: list[str]) -> list[Tensor]:
+    def _text_features(self, captions: list[str]) -> list[Tensor]:
         context = self.model.config.text_config.max_position_embeddings
         inputs = self.tokenizer(
             captions, padding="max_length", max_length=context, truncation=True, return_tensors="pt"
         ).to(self.device)
-        return [self.model.text_model(input_ids=ids).pooler_output for ids in inputs["input_ids"].split(TEXT_BATCH)]
+        chunks = inputs["input_ids"].split(TEXT_BATCH)  # each [chunk, context]
+        return [self.model.text_model(input_ids=chunk).pooler_output for chunk in chunks]  # each [chunk, width]
 
 
-class Supervised(CLIP):
-    """The supervised baseline of the reference: a classifier of ImageNet's 1,000 classes behind the same verbs.
+class SupervisedClassifier(CLIP):
+    """The supervised baseline of the reference code: a classifier of ImageNet's 1,000 classes with the same interface.
 
-    A picture's features are the logits, a class's feature picks its own: the product is the class's logit.
+    The features of an image are its logits, and the feature of a class is one-hot: their product is the logit of the
+    class.
     """
 
     @torch.inference_mode()
-    def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """Logits [batch, 1000] in float32; of two classes with one name, the first has the larger of both."""
-        pixel_values = images if isinstance(images, Tensor) else self.prepare(images)
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        """Logits [batch, 1000] in float32. If classes share a name, the first one gets the largest of their logits."""
         logits = self.model(pixel_values.to(self.device, self.dtype)).float()  # [batch, 1000]
-        first = self._first()
-        for place, name in enumerate(self._names()):
-            logits[:, first[name]] = torch.maximum(logits[:, first[name]], logits[:, place])
+        names = _imagenet_names()
+        first = first_index(names)
+        for index, name in enumerate(names):
+            logits[:, first[name]] = torch.maximum(logits[:, first[name]], logits[:, index])
         return logits
 
     def class_features(self, names: Sequence[str], caption: str = CAPTION) -> Tensor:
-        """One row per class that picks its logit: [classes, 1000]. Raises UserError for another benchmark's names."""
-        first, known = self._first(), len(self._names())
-        strange = [name for name in names if name not in first]
-        if strange:
+        """One-hot features [classes, 1000] that select the logits of the classes; `caption` has no effect.
+
+        Raises UserError for a name that is not an ImageNet class.
+        """
+        imagenet_names = _imagenet_names()
+        first = first_index(imagenet_names)
+        unknown = [name for name in names if name not in first]
+        if unknown:
             raise UserError(
-                f"{self.spec.key} knows ImageNet's 1,000 classes only, not {strange[0]!r}: use --benchmark imagenet."
+                f"{self.spec.key} can only classify ImageNet's 1,000 classes, not {unknown[0]!r}: use --benchmark "
+                "imagenet."
             )
-        return F.one_hot(torch.tensor([first[name] for name in names]), known).float().to(self.device)
+        indices = torch.tensor([first[name] for name in names])  # [classes]
+        return F.one_hot(indices, len(imagenet_names)).float().to(self.device)  # [classes, 1000]
 
-    @staticmethod
-    @cache
-    def _names() -> tuple[str, ...]:
-        return tuple(class_names(BENCHMARKS["imagenet"]))
 
-    @classmethod
-    def _first(cls) -> dict[str, int]:
-        return {name: place for place, name in reversed(list(enumerate(cls._names())))}
+@cache
+def _imagenet_names() -> tuple[str, ...]:
+    return class_names(BENCHMARKS["imagenet"])
 
 
 @contextmanager
-def _causal_text_cut(text: torch.nn.Module, length: int) -> Iterator[int | None]:
-    """Let open_clip's causal text tower take `length` tokens; None where the tower needs its whole context."""
-    mask = getattr(text, "attn_mask", None)
-    if mask is None or text.cls_emb is not None or text.pool_type not in ("argmax", "eos"):
+def _truncated_text_context(text_encoder: torch.nn.Module, length: int) -> Iterator[int | None]:
+    """Make open_clip's causal text encoder accept `length` tokens; yields None if it needs its whole context."""
+    mask = getattr(text_encoder, "attn_mask", None)  # [context, context]
+    if mask is None or text_encoder.cls_emb is not None or text_encoder.pool_type not in ("argmax", "eos"):
         yield None
         return
-    text.attn_mask = mask[:length, :length]  # the tower cuts its positions by itself, but not this mask
+    # The encoder truncates its position embeddings itself, but not this mask.
+    text_encoder.attn_mask = mask[:length, :length]
     try:
         yield length
     finally:
-        text.attn_mask = mask
+        text_encoder.attn_mask = mask
 
 
 def load_clip(model: str, weights: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> CLIP:
     """Load a registered model or any open_clip NAME/TAG from a local file or folder, paths.toml or the hub.
 
-    A folder holds open_clip_config.json and safetensors, or a transformers CLIPModel or SiglipModel with its tokenizer
-    and image processor; a file belongs to the architecture NAME: safetensors, a pickle (opened with weights_only=True)
-    or OpenAI's own TorchScript archives. Raises UserError when the weights are missing, unsafe, unfit or out of reach.
+    A folder contains open_clip_config.json and safetensors, or a transformers CLIPModel or SiglipModel with its
+    tokenizer and image processor. A file contains weights of the architecture NAME: safetensors, a pickle (opened with
+    weights_only=True) or one of OpenAI's TorchScript archives. Raises UserError when the weights are missing, unsafe,
+    of another model, or cannot be downloaded.
     """
     spec = find_model(model, "clip")
     checkpoint = checkpoint_path(spec, Path(weights) if weights else None)
-    if spec.source is not None and spec.source.startswith(SUPERVISED):
+    if spec.source is not None and spec.source.startswith(TORCHVISION_PREFIX):
         return _load_supervised(spec, checkpoint, resolve_device(device), dtype)
     if checkpoint.is_dir() and not (checkpoint / "open_clip_config.json").is_file():
         return _load_transformers(spec, checkpoint, resolve_device(device), dtype)
     if spec.source is None:
-        raise UserError(f"{checkpoint} is a file: {spec.key} wants the folder that pretrain_mini.py has written.")
+        raise UserError(
+            f"{checkpoint} is a file: set --weights of {spec.key} to the folder that pretrain_mini.py has written."
+        )
     architecture, _, tag = spec.source.partition("/")
     if _is_torchscript(checkpoint):
         with tempfile.TemporaryDirectory() as folder:
-            return load_clip(model, _weights_of_torchscript(checkpoint, Path(folder)), device, dtype)
-    name, file = (f"local-dir:{checkpoint.resolve()}", None) if checkpoint.is_dir() else (architecture, str(checkpoint))
-    place = resolve_device(device)
-    precision = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}[resolve_dtype(dtype, place)]
-    # Without a tag open_clip does not know the transform that belongs to a file of registered weights.
-    settings = get_pretrained_cfg(architecture, tag) if not checkpoint.is_dir() else {}
-    transform = {
-        f"image_{key}": settings[key] for key in ("mean", "std", "interpolation", "resize_mode") if settings.get(key)
-    }
+            return load_clip(model, _convert_torchscript(checkpoint, Path(folder)), device, dtype)
+    if checkpoint.is_dir():
+        name, file = f"local-dir:{checkpoint.resolve()}", None
+        pretrained_config = {}
+    else:
+        name, file = architecture, str(checkpoint)
+        # open_clip is given no tag, so the image transform of registered weights has to be passed to it.
+        pretrained_config = get_pretrained_cfg(architecture, tag)
+    transform_options = {}
+    for key in ("mean", "std", "interpolation", "resize_mode"):
+        if pretrained_config.get(key):
+            transform_options[f"image_{key}"] = pretrained_config[key]
+    device = resolve_device(device)
+    precision = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}[resolve_dtype(dtype, device)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            network, _, preprocess = open_clip.create_model_and_transforms(
-                name, pretrained=file, device=place, precision=precision, weights_only=True,
-                force_custom_text=True,  # this form of the text tower accepts a text shorter than its context
-                force_quick_gelu=bool(settings.get("quick_gelu")), **transform,
+            network, _, transform = open_clip.create_model_and_transforms(
+                name, pretrained=file, device=device, precision=precision, weights_only=True,
+                force_custom_text=True,  # this class of text encoder accepts captions shorter than its context
+                force_quick_gelu=bool(pretrained_config.get("quick_gelu")), **transform_options,
             )  # fmt: skip
             tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:  # open_clip raises many kinds, down to RuntimeError, for weights of another model
+    except Exception as error:  # open_clip raises many exception types for weights of another model
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"The weights {checkpoint} do not load as {spec.key} ({first_line}).") from error
-    return CLIP(network, preprocess, tokenizer, spec)
+        raise UserError(
+            f"The weights {checkpoint} do not load as {spec.key} ({first_line}): fix --model, --weights or paths.toml."
+        ) from error
+    return CLIP(network, transform, tokenizer, spec)
 
 
-def _load_transformers(spec: ModelSpec, folder: Path, place: str, dtype: str) -> TransformersCLIP:
+def _load_transformers(spec: ModelSpec, folder: Path, device: str, dtype: str) -> TransformersCLIP:
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel, SiglipModel
 
-    kinds = {"clip": (CLIPModel, TransformersCLIP), "siglip": (SiglipModel, TransformersSigLIP)}
+    classes = {"clip": (CLIPModel, TransformersCLIP), "siglip": (SiglipModel, TransformersSigLIP)}
     try:
         model_type = AutoConfig.from_pretrained(folder).model_type
-        model_class, verbs = kinds.get(model_type, (None, None))
-        if model_class is None:
+        if model_type not in classes:
             raise UserError(
-                f"The checkpoint {folder} holds a {model_type} model, neither a CLIP nor a SigLIP: mend --weights or "
+                f"The checkpoint {folder} contains a {model_type} model, not a CLIP or SigLIP model: fix --weights or "
                 "paths.toml."
             )
-        network, info = model_class.from_pretrained(
-            folder, dtype=getattr(torch, resolve_dtype(dtype, place)), use_safetensors=True, output_loading_info=True
+        model_class, wrapper_class = classes[model_type]
+        network, loading_info = model_class.from_pretrained(
+            folder, dtype=getattr(torch, resolve_dtype(dtype, device)), use_safetensors=True, output_loading_info=True
         )
         processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"The checkpoint {folder} does not load as a transformers model ({first_line}).") from error
-    if info["missing_keys"]:
-        raise UserError(f"The checkpoint {folder} is not a whole {model_class.__name__}: mend --weights or paths.toml.")
-    return verbs(network.to(place), processor, tokenizer, spec)
+        raise UserError(
+            f"The checkpoint {folder} does not load as a transformers model ({first_line}): save or download it again, "
+            "or fix --weights or paths.toml."
+        ) from error
+    if loading_info["missing_keys"]:
+        raise UserError(
+            f"The checkpoint {folder} is an incomplete {model_class.__name__}, for example without "
+            f"{sorted(loading_info['missing_keys'])[0]}: fix --weights or paths.toml."
+        )
+    return wrapper_class(network.to(device), processor, tokenizer, spec)
 
 
-def _load_supervised(spec: ModelSpec, file: Path, place: str, dtype: str) -> Supervised:
+def _load_supervised(spec: ModelSpec, file: Path, device: str, dtype: str) -> SupervisedClassifier:
     import torchvision
     from safetensors.torch import load_file
 
@@ -256,18 +294,19 @@ def _load_supervised(spec: ModelSpec, file: Path, place: str, dtype: str) -> Sup
     try:
         with torch.device("meta"):
             network = torchvision.models.get_model(name)
-        state = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
         network.load_state_dict(state, assign=True)
-    except Exception as error:  # a torn pickle raises nearly anything
+    except Exception as error:  # a corrupt pickle can raise any exception type
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"The weights {file} do not load as torchvision's {name} ({first_line}).") from error
+        raise UserError(
+            f"The weights {file} do not load as torchvision's {name} ({first_line}): fix --weights or paths.toml."
+        ) from error
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    network = network.requires_grad_(False).to(place, getattr(torch, resolve_dtype(dtype, place)))
-    return Supervised(network, transform, None, spec)
+    network = network.requires_grad_(False).to(device, getattr(torch, resolve_dtype(dtype, device)))
+    return SupervisedClassifier(network, transform, None, spec)
 
 
 def _is_torchscript(checkpoint: Path) -> bool:
@@ -277,33 +316,43 @@ def _is_torchscript(checkpoint: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _weights_of_torchscript(checkpoint: Path, folder: Path) -> Path:
-    """The weights of a TorchScript archive as safetensors: open_clip with weights_only=True refuses the archive."""
+def _convert_torchscript(checkpoint: Path, folder: Path) -> Path:
+    """Save the weights of a TorchScript archive as safetensors in `folder`, and return that file.
+
+    open_clip refuses such an archive if it is called with weights_only=True.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is on its way out; the released archives stay
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but released weights use it
         state = torch.jit.load(checkpoint, map_location="cpu").state_dict()
-    others = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # settings and a constant
-    save_file({k: v.contiguous() for k, v in state.items() if k not in others}, folder / "weights.safetensors")
+    not_weights = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # hyperparameters and a constant
+    weights = {name: tensor.contiguous() for name, tensor in state.items() if name not in not_weights}
+    save_file(weights, folder / "weights.safetensors")
     return folder / "weights.safetensors"
 
 
 def checkpoint_path(spec: ModelSpec, weights: Path | None = None) -> Path:
-    """The local file or folder of a CLIP model's weights, downloaded where no local one is named."""
+    """The local file or folder of a CLIP model's weights, downloaded if no local one is given.
+
+    Raises UserError when the weights do not exist or cannot be downloaded, and in the cases of `local_checkpoint`.
+    """
     path = local_checkpoint(spec, weights)
     if path is not None:
         return path
     check_source(spec)
-    if spec.source.startswith(SUPERVISED):
+    if spec.source.startswith(TORCHVISION_PREFIX):
         raise UserError(
-            f"{spec.key} is read from a local file of torchvision's weights: pass it with --weights or name it in "
-            "paths.toml below [models]."
+            f"{spec.key} is read from a local file of torchvision's weights: pass it with --weights or add it to "
+            "[models] in paths.toml."
         )
     architecture, tag = spec.source.split("/")
-    settings = get_pretrained_cfg(architecture, tag)
-    if not settings:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none: no such architecture"
-        raise UserError(f"open_clip has no weights {spec.source}: the tags of {architecture} are {known}.")
+    pretrained_config = get_pretrained_cfg(architecture, tag)
+    if not pretrained_config:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none: no such architecture"
+        raise UserError(
+            f"open_clip has no weights {spec.source}: the tags of {architecture} are {tags}; choose one of "
+            "open_clip.list_pretrained()."
+        )
     try:
-        return Path(download_pretrained(settings))
-    except Exception as error:  # urllib and the hub client raise many kinds
+        return Path(download_pretrained(pretrained_config))
+    except Exception as error:  # urllib and the hub client raise many exception types
         raise hub_error(spec, error) from error

@@ -1,5 +1,6 @@
-"""Which device and number format a model runs in, and batches that fit into its memory."""
+"""Devices, dtypes, and splitting batches that do not fit into the device's memory."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,59 +11,68 @@ import torch
 from vlmclassifier.records import UserError
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 
 def resolve_device(device: str) -> str:
-    """The torch device of --device: "auto" and "cuda" are this process's GPU (LOCAL_RANK under a launcher).
+    """The name of the torch device for --device.
 
-    "auto" without a GPU is the CPU. Raises UserError where a GPU is asked for and torch sees none.
+    "auto" and "cuda" select the GPU of this process (LOCAL_RANK under a launcher); "auto" without a GPU selects the
+    CPU. Raises UserError for an unknown device, and for a GPU that torch does not see.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no CUDA GPU here; use --device cpu.")
+        raise UserError(f"--device {device}: torch sees no CUDA GPU on this machine; use --device cpu.")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if device == "auto":
         return "cpu"
     try:
-        place = torch.device(device)
+        torch_device = torch.device(device)
     except RuntimeError:
-        raise UserError(f"--device {device} is no device: write auto, cpu, cuda or cuda:N.") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device} is not a device: use auto, cpu, cuda or cuda:N.") from None
+    if torch_device.type == "cuda" and (torch_device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"{device} is not there: torch sees {torch.cuda.device_count()} GPUs, numbered from 0; mend --device or "
-            "start fewer processes."
+            f"The device {device} does not exist: torch sees {torch.cuda.device_count()} GPUs, numbered from 0; fix "
+            "--device or start fewer processes."
         )
-    return str(place)
+    return str(torch_device)
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """The name of the torch dtype of --dtype: "auto" is bfloat16 on a GPU and float32 on the CPU."""
-    return ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
+    """The name of the torch dtype for --dtype: "auto" is bfloat16 on a GPU and float32 on the CPU."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device.startswith("cuda") else "float32"
 
 
-class Halving:
-    """Runs batches; where one does not fit into the device's memory, it and all later ones run in smaller parts."""
+class BatchSplitter:
+    """Runs batches, and splits a batch that does not fit into the device's memory. Later batches are split too."""
 
     def __init__(self) -> None:
-        self.size: int | None = None  # rows that are known to fit; None: whatever comes
+        self.size: int | None = None  # largest number of rows in one part; None: no batch was too large yet
 
-    def __call__(self, work: Callable[[Sequence[T]], Sequence[U]], rows: Sequence[T]) -> list[U]:
-        """`work(rows)`, in one part or several. Raises UserError when not even one row fits."""
+    def run(self, work: Callable[[slice], Sequence[T]], count: int) -> list[T]:
+        """The results of `work(part)` for all `count` rows, in one part or in several.
+
+        Raises UserError when a single row does not fit.
+        """
         from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
         while True:
-            size = min(self.size or len(rows), len(rows))
+            size = min(self.size or count, count)
             try:
-                return [one for start in range(0, len(rows), size) for one in work(rows[start : start + size])]
+                results: list[T] = []
+                for start in range(0, count, size):
+                    results += work(slice(start, min(start + size, count)))
+                return results
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-            clear_device_cache(garbage_collection=True)  # behind the handler: its traceback holds the batch's tensors
+            # Outside the exception handler, because its traceback keeps the tensors of the batch alive.
+            clear_device_cache(garbage_collection=True)
             if size == 1:
                 raise UserError(
-                    "Not even one picture fits into the memory: use a smaller model, --dtype bfloat16, or fewer "
-                    "--max-new-tokens."
+                    "A single image does not fit into the device's memory: use a smaller model, --dtype bfloat16, or a "
+                    "lower --max-new-tokens."
                 )
-            self.size = -(-size // 2)
-            print(f"out of memory at {size} pictures: going on with {self.size}, no row is lost", file=sys.stderr)
+            self.size = math.ceil(size / 2)
+            print(f"out of memory at {size} images: continuing with {self.size}, no row is lost", file=sys.stderr)

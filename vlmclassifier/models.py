@@ -1,4 +1,4 @@
-"""The registry of models: data only. A checkpoint is found by --weights, paths.toml, else on the hub."""
+"""The registry of models (data only), and where a checkpoint comes from: --weights, paths.toml, or the hub."""
 
 import json
 from dataclasses import dataclass, replace
@@ -10,25 +10,28 @@ from vlmclassifier.paths import local_path, near_miss
 from vlmclassifier.prompts import TEMPLATES
 from vlmclassifier.records import UserError
 
-CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # never pickles, never code
-OPENING = "The photo features a"  # of the paper's LLaVA; "A" of its BLIPs (section 2)
+CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # no pickles and no code
+ANSWER_PREFIX = "The photo features a"  # used for LLaVA in the paper; "A" is used for BLIP (paper, section 3.1)
 MINIATURE = "vlmclassifier_miniature"  # this key in a checkpoint's config marks random or mini weights
 Kind = Literal["vlm", "clip", "api"]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model. `paper_name` is the model column of `paper.csv`; `kind` says which script classifies with it."""
+    """One model. `paper_name` is its name in the model column of `paper.csv`; `kind` decides which script runs it."""
 
     key: str
     kind: Kind
-    source: str | None  # vlm: a hub id; clip: NAME/TAG for open_clip, or torchvision/NAME; api: an id; None: made here
+    source: (
+        str | None
+    )  # vlm: hub id; clip: open_clip's NAME/TAG, or torchvision/NAME; api: model id; None: trained here
     paper_name: str | None = None
-    architecture: str | None = None  # vlm: the model_type of its config.json; None: any
+    architecture: str | None = None  # vlm: the model_type in its config.json; None: any
     template: str | None = None  # vlm: a key of prompts.TEMPLATES; None: the processor's own chat template
-    opening: str = OPENING  # vlm: how the answer begins before a class name that is ranked
-    provider: str | None = None  # api: a key of api.servers.PROVIDERS
-    prices: tuple[float, float] | None = None  # api: US dollars for a million tokens in and out, where they are known
+    answer_prefix: str = ANSWER_PREFIX  # vlm: the beginning of the answer, before a ranked class name
+    provider: str | None = None  # api: a key of api.providers.PROVIDERS
+    prices: tuple[float, float] | None = None  # api: US dollars per million input and output tokens; None: unknown
+    benchmarks: tuple[str, ...] | None = None  # the only benchmarks that it can classify; None: any
 
 
 MODELS = {
@@ -45,7 +48,8 @@ MODELS = {
                   "A"),
         ModelSpec("instructblip-13b", "vlm", "Salesforce/instructblip-vicuna-13b", "IBLIP-13B", "instructblip", "blip",
                   "A"),
-        # Today's models: their processors write the prompt; PaliGemma's has no chat template and answers with the name.
+        # Newer models: the chat template of the processor formats the prompt. PaliGemma has no chat template, and it
+        # answers with the class name alone.
         ModelSpec("qwen2.5-vl-7b", "vlm", "Qwen/Qwen2.5-VL-7B-Instruct", architecture="qwen2_5_vl"),
         ModelSpec("qwen3-vl-8b", "vlm", "Qwen/Qwen3-VL-8B-Instruct", architecture="qwen3_vl"),
         ModelSpec("internvl3-8b", "vlm", "OpenGVLab/InternVL3-8B-hf", architecture="internvl"),
@@ -58,14 +62,14 @@ MODELS = {
         ModelSpec("pixtral-12b", "vlm", "mistral-community/pixtral-12b", architecture="llava"),
         ModelSpec("clip-vit-l-336", "clip", "ViT-L-14-336-quickgelu/openai", "CLIP-L"),
         ModelSpec("eva-clip-g", "clip", "EVA01-g-14-plus/merged2b_s11b_b114k", "EVA-G"),
-        # The paper's APIs. Their ids are retired (--model-id names another); the prices are those of their time.
+        # The paper's APIs. Their ids are retired (--model-id gives another); the prices date from the paper.
         ModelSpec("gpt-4-turbo", "api", "gpt-4-turbo-2024-04-09", "GPT4", provider="openai", prices=(10.0, 30.0)),
         ModelSpec("gemini-pro-vision", "api", "gemini-1.0-pro-vision-001", "GeminiPro", provider="google",
                   prices=(0.5, 1.5)),
         ModelSpec("claude-3-opus", "api", "claude-3-opus-20240229", "Claude3", provider="anthropic",
                   prices=(15.0, 75.0)),
-        # The supervised baseline of the reference: ImageNet only, from torchvision's local weights.
-        ModelSpec("vit-b-16", "clip", "torchvision/vit_b_16"),
+        # The supervised baseline of the reference code, from a local file of torchvision's weights.
+        ModelSpec("vit-b-16", "clip", "torchvision/vit_b_16", benchmarks=("imagenet",)),
         # Trained from scratch by training_analysis/pretrain_mini.py.
         ModelSpec("mini-llava", "vlm", None, None, "llava", "llava-1.5", ""),
         ModelSpec("mini-clip", "clip", None),
@@ -73,45 +77,54 @@ MODELS = {
 }  # fmt: skip
 
 
+def display_name(key: str) -> str:
+    """The name in the model column of tables: the paper's name if the model has one, else the key."""
+    spec = MODELS.get(key)
+    return spec.paper_name if spec and spec.paper_name else key
+
+
 def find_model(key: str, kind: Kind) -> ModelSpec:
     """The spec of a registered model, or of a folder or hub id that is not registered.
 
-    A registered model's hub id stands for its key. For CLIP, NAME/TAG is open_clip's, such as
-    ViT-B-32/laion2b_s34b_b79k. Raises UserError for an unknown key (the nearest is named) or one that another script
-    serves.
+    The hub id of a registered model gives that model. For CLIP models, NAME/TAG is open_clip's, such as
+    ViT-B-32/laion2b_s34b_b79k. Raises UserError for an unknown key (the message names the nearest one), and for a model
+    of another kind.
     """
     if key in MODELS and MODELS[key].kind == kind:
         return MODELS[key]
     if key in MODELS:
-        other = MODELS[key].kind
-        raise UserError(f"{key} is a{'n' * (other == 'api')} {other} model: use main_results/classify_{other}.py.")
-    known = {spec.source: spec for spec in MODELS.values() if spec.kind == kind and spec.source}
-    if key in known:
-        return known[key]
+        actual_kind = MODELS[key].kind
+        article = "an" if actual_kind == "api" else "a"
+        raise UserError(f"{key} is {article} {actual_kind} model: use main_results/classify_{actual_kind}.py.")
+    specs_by_source = {spec.source: spec for spec in MODELS.values() if spec.kind == kind and spec.source}
+    if key in specs_by_source:
+        return specs_by_source[key]
     if Path(key).is_dir():
         name = Path(key).resolve().name
-        if name in MODELS:  # its runs would pass for the registered model's, which may be asked in another way
+        if name in MODELS:  # runs of the folder would look like runs of the registered model, with another prompt
             raise UserError(f"The folder {key} has the name of a registered model: use --model {name} --weights {key}.")
         return ModelSpec(name, kind, key)
     if key.startswith((".", "/", "~")):
-        raise UserError(f"The folder {key} does not exist: mend --model.")
+        raise UserError(f"The folder {key} does not exist: fix --model.")
     if key.count("/") == 1 and all(key.split("/")):
         return ModelSpec(key.replace("/", "-"), kind, key)
     names = [name for name, spec in MODELS.items() if spec.kind == kind]
-    near = get_close_matches(key, names, 1, 0.0)[0]
-    also = "an open_clip NAME/TAG" if kind == "clip" else "a hub id OWNER/NAME"
+    nearest = get_close_matches(key, names, 1, 0.0)[0]
+    unregistered = "an open_clip NAME/TAG" if kind == "clip" else "a hub id OWNER/NAME"
     raise UserError(
-        f"Unknown model {key!r}: the nearest is {near!r}; choose one of {', '.join(names)}, {also}, or a folder."
+        f"Unknown model {key!r}: the nearest is {nearest!r}; choose one of {', '.join(names)}, {unregistered}, or a "
+        "folder."
     )
 
 
 def find_api(
     key: str, model_id: str | None = None, base_url: str | None = None, provider: str | None = None
 ) -> ModelSpec:  # fmt: skip
-    """The spec of an API's model: a registered key, PROVIDER/ID, or any id of the server at `base_url`.
+    """The spec of a model behind an API: a registered key, PROVIDER/ID, or any model id of the server at `base_url`.
 
-    `model_id` stands in for the registered id. `provider`: whose language the server at `base_url` speaks, OpenAI's
-    where nothing is said; an id such as google/gemma-3-4b-it is passed on whole. Raises UserError for an unknown key.
+    `model_id` replaces the registered id. `provider`: the API format of the server at `base_url`; OpenAI's by default.
+    With `base_url`, an id such as google/gemma-3-4b-it is sent unchanged. Raises UserError for an unknown key, and for
+    a provider that contradicts the key.
     """
     providers = sorted({str(spec.provider) for spec in MODELS.values() if spec.kind == "api"})
     if key in MODELS:
@@ -119,39 +132,39 @@ def find_api(
     elif base_url is not None:
         spec = ModelSpec(key.replace("/", "-"), "api", key, provider=provider or "openai")
     elif key.split("/")[0] in providers and key.split("/", 1)[-1]:
-        own, _, name = key.partition("/")
-        spec = ModelSpec(key.replace("/", "-"), "api", name, provider=own)
+        key_provider, _, name = key.partition("/")
+        spec = ModelSpec(key.replace("/", "-"), "api", name, provider=key_provider)
     else:
         names = [name for name, spec in MODELS.items() if spec.kind == "api"]
         raise UserError(
             f"Unknown model {key!r}: choose one of {', '.join(names)}, PROVIDER/ID with one of {', '.join(providers)}, "
-            "or add the --base-url of a server that speaks OpenAI's language."
+            "or add the --base-url of a server with an OpenAI-compatible API."
         )
     if provider and provider != spec.provider:
-        raise UserError(f"{key} speaks the language of {spec.provider}: --provider goes with --base-url.")
-    if model_id:  # prices are those of an id
+        raise UserError(f"{key} uses the API format of {spec.provider}: use --provider only with --base-url.")
+    if model_id:  # the registered prices belong to the registered id
         spec = replace(spec, source=model_id, prices=spec.prices if model_id == spec.source else None)
     return spec
 
 
 def template_of(spec: ModelSpec) -> str | None:
-    """The text of a model's template; None where the processor's own counts, which belongs to the checkpoint.
+    """The text of a model's prompt template; None where the chat template of the checkpoint's processor is used.
 
-    Raises UserError for an entry that names no template.
+    Raises UserError for a registry entry whose template does not exist.
     """
     if spec.template is not None and spec.template not in TEMPLATES:
         raise UserError(
-            f"The entry {spec.key} of vlmclassifier/models.py has the template {spec.template!r}: choose one of "
-            f"{', '.join(TEMPLATES)}, write it into vlmclassifier/prompts.py, or leave it out."
+            f"The entry {spec.key} of vlmclassifier/models.py has the unknown template {spec.template!r}: choose one "
+            f"of {', '.join(TEMPLATES)}, add it to vlmclassifier/prompts.py, or remove it from the entry."
         )
     return TEMPLATES[spec.template] if spec.template else None
 
 
 def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | None:
-    """The local checkpoint of a model, or None when it is to come from the hub.
+    """The local checkpoint of a model, or None if it has to come from the hub.
 
-    A folder must hold safetensors. Raises UserError for a missing path, a folder without a config or weights, and a
-    folder whose only weights are pickles, which can run code when they are opened.
+    A folder must contain safetensors. Raises UserError for a missing path, for a folder without a config or weights,
+    and for a folder whose only weights are pickles, which can run code when they are opened.
     """
     path = weights or local_path("models", spec.key)
     if path is None and spec.source is not None and Path(spec.source).is_dir():
@@ -159,32 +172,34 @@ def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | Non
     if path is None:
         return None
     if not path.exists():
-        made = "" if spec.source else ", or run scripts/quickstart.sh, which trains it"
-        raise UserError(f"The checkpoint {path} of {spec.key} does not exist: mend --weights or paths.toml{made}.")
+        training_hint = "" if spec.source else ", or run scripts/quickstart.sh, which trains it"
+        raise UserError(
+            f"The checkpoint {path} of {spec.key} does not exist: fix --weights or paths.toml{training_hint}."
+        )
     if path.is_file():
         if spec.kind == "clip":
             return path
-        raise UserError(f"{path} is a file: --weights of {spec.key} wants the folder with config.json in it.")
+        raise UserError(f"{path} is a file: set --weights of {spec.key} to the folder that contains config.json.")
     configs = ("config.json",) if spec.kind == "vlm" else ("open_clip_config.json", "config.json")
     if not any((path / config).is_file() for config in configs):
         raise UserError(
-            f"The checkpoint folder {path} has no {' or '.join(configs)}: point --weights at the folder that has it."
+            f"The checkpoint folder {path} has no {' or '.join(configs)}: set --weights to the folder that contains it."
         )
     if not any(path.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
         if pickles:
             raise UserError(
                 f"The checkpoint folder {path} has only a pickle ({pickles[0]}), which can run code when opened: "
-                "convert it to safetensors (load it once where you trust it, then save_pretrained)."
+                "convert it to safetensors (load it once in an environment where that is safe, then save_pretrained)."
             )
         raise UserError(f"The checkpoint folder {path} has no *.safetensors weights: download or save them again.")
     return path
 
 
 def checkpoint_folder(spec: ModelSpec, weights: Path | None = None) -> Path:
-    """The local folder of a vision-language model's files, downloaded from the hub where no local one is named.
+    """The local folder of a vision-language model's checkpoint, downloaded from the hub if no local one is given.
 
-    Raises UserError when the hub cannot be reached, and those of `local_checkpoint`.
+    Raises UserError when the hub cannot be reached, and in the cases of `local_checkpoint`.
     """
     folder = local_checkpoint(spec, weights)
     if folder is not None:
@@ -194,31 +209,31 @@ def checkpoint_folder(spec: ModelSpec, weights: Path | None = None) -> Path:
 
     try:
         return Path(snapshot_download(spec.source, allow_patterns=list(CHECKPOINT_FILES)))
-    except Exception as error:  # the hub client raises many kinds: no network, no such repository, gated, offline
+    except Exception as error:  # many exception types: no network, no such repository, gated access, offline mode
         raise hub_error(spec, error) from error
 
 
 def check_source(spec: ModelSpec) -> None:
-    """Raise UserError for a model that exists only where its user has trained it."""
+    """Raise UserError for a model that cannot be downloaded because it is trained locally."""
     if spec.source is None:
         raise UserError(
             f"{spec.key} is trained, not downloaded: run scripts/quickstart.sh or training_analysis/pretrain_mini.py, "
-            f"then pass its folder with --weights or name it in paths.toml below [models]."
+            "then pass its folder with --weights or add it to [models] in paths.toml."
         )
 
 
 def hub_error(spec: ModelSpec, error: Exception) -> UserError:
-    """The one sentence for a model that could not be fetched."""
+    """The error for a model that could not be fetched from the hub."""
     return UserError(
-        f"{spec.key} could not be fetched from the hub ({spec.source}: {type(error).__name__}): pass a local copy with "
-        f"--weights or name it in paths.toml below [models].{near_miss('models', spec.key, MODELS)}"
+        f"{spec.key} could not be fetched from the hub ({spec.source}: {type(error).__name__}): pass a local copy "
+        f"with --weights or add it to [models] in paths.toml.{near_miss('models', spec.key, MODELS)}"
     )
 
 
 def is_miniature(checkpoint: Path) -> bool:
-    """Whether a checkpoint's config marks it as a miniature (random or mini weights).
+    """Whether the config of a checkpoint marks it as a miniature (random or mini weights).
 
-    Raises UserError for a config that is not JSON.
+    Raises UserError for a config that is not a JSON object.
     """
     for name in ("config.json", "open_clip_config.json"):
         file = checkpoint / name

@@ -1,4 +1,4 @@
-"""`paths.toml`: where the checkpoints and the pictures lie on this machine."""
+"""Where files are on this machine: paths.toml for checkpoints and images, OUTPUTS for run folders."""
 
 import os
 import tomllib
@@ -9,9 +9,21 @@ from pathlib import Path
 from vlmclassifier.records import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-
-
+OUTPUTS = Path(os.environ.get("VLMCLASSIFIER_OUTPUTS", PROJECT_ROOT / "outputs"))  # for example on another disk
 TABLES = ("models", "benchmarks")
+
+
+def run_folder(out: Path | None, section: str, name: str, setting: str, several: bool = False) -> Path:
+    """The folder of a run: `out` (--out), else OUTPUTS/SECTION/NAME-SETTING.
+
+    `several`: the command makes several runs, so -SETTING is appended to `out` too.
+    """
+    if out is None:
+        return OUTPUTS / section / f"{name}-{setting}"
+    if not several:
+        return out
+    named = out if out.name else out.absolute()  # "." has no name
+    return named.with_name(f"{named.name}-{setting}")
 
 
 def local_path(table: str, key: str) -> Path | None:
@@ -26,11 +38,11 @@ def local_path(table: str, key: str) -> Path | None:
 
 
 def near_miss(table: str, key: str, known: Collection[str]) -> str:
-    """A sentence on an entry of paths.toml that looks like `key`, but is no key of anything; else ""."""
+    """A hint about an unknown entry of paths.toml that looks like `key`; "" where there is none."""
     file = _file()
     others = {name.lower(): name for name in _settings(file).get(table, {}) if name not in known}
     found = get_close_matches(key.lower(), others, 1, 0.8)
-    return f" {file} has {others[found[0]]!r} below [{table}]: did you mean {key!r}?" if found else ""
+    return f" {file} has {others[found[0]]!r} in [{table}]: did you mean {key!r}?" if found else ""
 
 
 def _file() -> Path:
@@ -50,7 +62,7 @@ def _settings(file: Path) -> dict[str, dict[str, str]]:
         raise UserError(f'{file} is not valid TOML ({error}): write lines such as key = "folder".') from None
     for table, entries in settings.items():
         if table not in TABLES or not isinstance(entries, dict):
-            raise UserError(f"{file} has {table!r}, which nothing reads: entries stand below [models] or [benchmarks].")
+            raise UserError(f"{file} has {table!r}, which nothing reads: entries belong in [models] or [benchmarks].")
         wrong = [name for name, value in entries.items() if not isinstance(value, str)]
         if wrong:  # among them a key with a dot outside quotes, which TOML reads as a table
             raise UserError(

@@ -1,9 +1,10 @@
-"""What is asked: wordings, candidate lists, chat templates (paper sections 1 and 2)."""
+"""The questions: wordings, candidate lists, chat templates (paper, sections 2 and 3.1)."""
 
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 from vlmclassifier.records import Example, Question, UserError
 
@@ -27,50 +28,106 @@ TEMPLATES = {
 }
 THOUGHT = " Let's think step by step."
 CAPTION = "a photo of a {}"  # CLIP's prompt, without ensembling
+ORDERS = ("random", "fixed")
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of asking about a picture."""
+class PromptSetting:
+    """One setting of the question about every image of a benchmark. Made once, from the command line.
 
-    candidates: str  # none, all or K
-    order: str  # of the candidates: random or fixed
-    wording: str  # a key of WORDINGS
-
-
-def ways(
-    candidates: Sequence[str],
-    order: Sequence[str],
-    wording: Sequence[str],
-    names: Sequence[str],
-    chain_of_thought: bool = False,
-    seed: int = 0,
-) -> dict[str, Way]:
-    """Every combination, by the name of its setting; the order counts only where candidates are listed.
-
-    Raises UserError for candidates that are neither none, all nor a number that fits `names`.
+    Raises UserError for candidates that are neither none, all nor a number that fits the class list.
     """
-    asked: dict[str, Way] = {}
-    for way in itertools.starmap(Way, itertools.product(candidates, order, wording)):
-        parse_candidates(way.candidates, names)
-        setting = setting_name(way.candidates, way.wording, way.order, chain_of_thought, seed)
-        asked.setdefault(setting, way)
-    return asked
+
+    names: tuple[str, ...] = field(repr=False)  # the class list
+    candidates: str = "none"  # none (open world), all (closed world), or K
+    order: str = "random"  # of the candidates: random per image, or fixed as in the class list
+    wording: str = "base"  # a key of WORDINGS
+    chain_of_thought: bool = False
+    seed: int = 0  # of the candidate lists; each list depends on (seed, example id) alone
+
+    def __post_init__(self) -> None:
+        distinct = len(set(self.names))
+        if self.candidates in ("none", "all"):
+            return
+        if not self.candidates.isdecimal():
+            raise UserError(f"--candidates {self.candidates} is neither none, all nor a number: write one of these.")
+        if not 2 <= int(self.candidates) <= distinct:
+            raise UserError(
+                f"--candidates {self.candidates} is outside 2 to {distinct}, the number of class names: change it."
+            )
+
+    @cached_property
+    def count(self) -> int | None:
+        """The number of candidates; None in the open world."""
+        if self.candidates == "none":
+            return None
+        return len(set(self.names)) if self.candidates == "all" else int(self.candidates)
+
+    @cached_property
+    def name(self) -> str:
+        """The setting column of `paper.csv` where it has this setting: "open_world", "closed_world", "20_classes"."""
+        worlds = {"none": "open_world", "all": "closed_world"}
+        parts = [worlds.get(self.candidates, f"{self.candidates}_classes")]
+        if self.wording != "base":
+            parts.append(f"prompt_{self.wording}")
+        if self.order == "fixed" and self.candidates != "none":
+            parts.append("label_fixed_order")
+        if self.chain_of_thought:
+            parts.append("cot")
+        if self.seed != 0 and self.candidates != "none":
+            parts.append(f"seed_{self.seed}")
+        return "-".join(parts)
+
+    @property
+    def config(self) -> dict[str, str | bool | int]:
+        """The setting's part of run.json; `from_config` is the inverse."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "names"}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "PromptSetting":
+        """The setting of a run, from its run.json."""
+        own = {one.name: config[one.name] for one in fields(cls) if one.name != "names"}
+        return cls(tuple(config["classes"]), **own)
+
+    def choices(self, example: Example) -> tuple[str, ...] | None:
+        """The candidates for one image, the true name among them; None in the open world."""
+        if self.count is None:
+            return None
+        return draw_candidates(example, self.names, self.count, self.order, self.seed)
+
+    def question(self, example: Example) -> Question:
+        """The question about one image; a closed world appends the list of candidates (paper, section 2).
+
+        One pair of quotes holds the whole list, as in the paper's runs: a name with a comma is not marked.
+        """
+        text, choices = WORDINGS[self.wording], self.choices(example)
+        if choices is None:
+            return Question(text, None)
+        return Question(f'{text} Choose one from "{", ".join(choices)}".', choices)
 
 
-def parse_candidates(candidates: str, names: Sequence[str]) -> int | None:
-    """Number of candidates for --candidates none|all|K: None for none, all distinct names for all.
+def prompt_settings(
+    names: Sequence[str], candidates: Sequence[str], orders: Sequence[str] = ("random",),
+    wordings: Sequence[str] = ("base",), chain_of_thought: bool = False, seed: int = 0,
+) -> list[PromptSetting]:  # fmt: skip
+    """Every combination, each name once: the order counts only where candidates are listed. Raises UserError."""
+    settings: dict[str, PromptSetting] = {}
+    for combination in itertools.product(candidates, orders, wordings):
+        setting = PromptSetting(tuple(names), *combination, chain_of_thought, seed)
+        settings.setdefault(setting.name, setting)
+    return list(settings.values())
 
-    Raises UserError when K is not a number, below 2 or above the number of distinct names.
+
+def clip_settings(names: Sequence[str], candidates: Sequence[str], seed: int = 0) -> list[PromptSetting]:
+    """The settings of CLIP, which reads no question: only the set of candidates matters.
+
+    Where all classes are candidates nothing is drawn, so the seed is no part of the setting. Raises UserError.
     """
-    distinct = len(set(names))
-    if candidates in ("none", "all"):
-        return None if candidates == "none" else distinct
-    if not candidates.isdecimal():
-        raise UserError(f"--candidates {candidates} is neither none, all nor a number: write one of these.")
-    if not 2 <= int(candidates) <= distinct:
-        raise UserError(f"--candidates {candidates} is outside 2 to {distinct}, the number of class names: lower it.")
-    return int(candidates)
+    if "none" in candidates:
+        raise UserError("CLIP always chooses among class names: use --candidates all or a number.")
+    return [
+        PromptSetting(tuple(names), count, seed=0 if count == "all" else seed) for count in dict.fromkeys(candidates)
+    ]
 
 
 def draw_candidates(
@@ -78,7 +135,7 @@ def draw_candidates(
 ) -> tuple[str, ...]:
     """`count` distinct class names, the true one among them, drawn by (seed, example id) alone.
 
-    `order`: "random" shuffles them per image, "fixed" keeps the order of the class list (paper section 2).
+    `order`: "random" shuffles them per image, "fixed" keeps the order of the class list (paper, section 3.1).
     """
     distinct = list(dict.fromkeys(names))
     rng = random.Random(f"{seed}:{example.id}")  # a string seed is hashed the same on every machine
@@ -91,42 +148,6 @@ def draw_candidates(
     return tuple(name for name in distinct if name in chosen)
 
 
-def build_question(
-    example: Example,
-    names: Sequence[str],
-    candidates: int | None,
-    wording: str = "base",
-    order: str = "random",
-    seed: int = 0,
-) -> Question:
-    """The question about one picture; a closed world appends the list of candidates (paper section 1).
-
-    One pair of quotes holds the whole list, as in the paper's runs: a name that has a comma is not set apart.
-    """
-    text = WORDINGS[wording]
-    if candidates is None:
-        return Question(text, None, example.label)
-    choices = draw_candidates(example, names, candidates, order, seed)
-    return Question(f'{text} Choose one from "{", ".join(choices)}".', choices, example.label)
-
-
-def new_tokens(chain_of_thought: bool) -> int:
-    """The paper's limit of new tokens (section 1)."""
+def default_new_tokens(chain_of_thought: bool) -> int:
+    """The paper's limit of new tokens: 64, with chain of thought 512 (section 2)."""
     return 512 if chain_of_thought else 64
-
-
-def setting_name(
-    candidates: str, wording: str = "base", order: str = "random", chain_of_thought: bool = False, seed: int = 0
-) -> str:
-    """The name of a way of asking, in the words of `paper.csv` where it has them: "open_world", "20_classes"."""
-    worlds = {"none": "open_world", "all": "closed_world"}
-    parts = [worlds.get(candidates, f"{candidates}_classes")]
-    if wording != "base":
-        parts.append(f"prompt_{wording}")
-    if order == "fixed" and candidates != "none":
-        parts.append("label_fixed_order")
-    if chain_of_thought:
-        parts.append("cot")
-    if seed != 0 and candidates != "none":
-        parts.append(f"seed_{seed}")
-    return "-".join(parts)

@@ -1,4 +1,4 @@
-"""The records that pass between the rooms of this house, each one JSON line on disk."""
+"""The records that pass between the parts of the package, and the two errors that a user can fix."""
 
 import json
 import sys
@@ -6,41 +6,39 @@ from dataclasses import asdict, dataclass, fields
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one sentence that names the file, the row and the remedy."""
+    """A mistake that the user can fix: one sentence that names the file, the row and the remedy."""
 
 
 class ContextError(UserError):
-    """A question that does not fit into a model's context: a cell that is N/A, not a mistake to mend."""
+    """A prompt that does not fit into a model's context: the cell is N/A, there is nothing to fix."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled picture of a benchmark."""
+    """One labelled image of a benchmark."""
 
     id: str  # stable: the image path as the manifest has it
-    benchmark: str
     image: str  # path of the file on this machine
     label: str  # class name
-    class_index: int  # tells equal names apart: ImageNet names two classes "missile"
+    class_index: int  # distinguishes equal names: ImageNet has two classes "missile"
     split: str
     row: str = ""  # "flowers.jsonl row 17", for error messages
-    note: str = ""  # what the manifest says of the row, such as "not the paper's split"; tables show it
+    note: str = ""  # the manifest's note about the row, such as "not the paper's split"; it becomes a tag
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture: `choices` is None in the open world."""
+    """The question about one image; `choices` is None in the open world."""
 
     text: str
     choices: tuple[str, ...] | None
-    answer: str
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came with an API's answer."""
+    """What an API returned beside the text."""
 
-    finish: str  # stop, length (cut at the limit of tokens), refusal or empty
+    finish: str  # stop, length (cut at the token limit), refusal or empty
     model: str  # the id that answered: an alias may stand for several
     input_tokens: int
     output_tokens: int
@@ -48,25 +46,25 @@ class Reply:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said of one example. Whether it is right is derived later, without a model."""
+    """The answer of a model to one example. Whether it is right is derived later, without a model."""
 
     example_id: str
     label: str
     class_index: int
     prompt: str  # the whole text given to the model; for CLIP the caption with {}
     choices: tuple[str, ...] | None
-    output: str  # the raw text; for CLIP the name of the best class
-    answer: str | None  # what a parser read out of `output`, where one is needed
+    output: str  # the raw text; for CLIP and rankings the name of the best class
     ranking: tuple[int, ...] | None  # class indices, best first; None for free text
-    reply: Reply | None = None  # of an API; left out of the line where there is none
+    reply: Reply | None = None  # of an API; left out of the JSON line where there is none
 
 
 @dataclass(frozen=True)
 class Score:
-    """One cell of a table; the key columns are those of `paper.csv`. Values are percentages."""
+    """One number of a table, in percent with a 95% interval. It joins with `paper.csv` on the first four columns.
 
-    section: str
-    table: str
+    `tags` say what makes the run differ from the paper's ("miniature", "split train", "imported", ...).
+    """
+
     model: str
     setting: str
     dataset: str
@@ -75,15 +73,16 @@ class Score:
     low: float
     high: float
     n: int
+    tags: tuple[str, ...] = ()
 
 
-def to_line(record: Prediction | Score) -> str:
+def to_line(prediction: Prediction) -> str:
     """One JSON line, newline included."""
-    values = asdict(record)
-    if "reply" in values and values["reply"] is None:
+    values = asdict(prediction)
+    if values["reply"] is None:
         del values["reply"]
     line = json.dumps(values, ensure_ascii=False) + "\n"
-    return line.encode("utf-8", "replace").decode()  # half a character, which a server may send, is no UTF-8
+    return line.encode("utf-8", "replace").decode()  # half a surrogate pair, which a server may send, is not UTF-8
 
 
 def prediction_from_line(line: str) -> Prediction:
@@ -99,5 +98,5 @@ def prediction_from_line(line: str) -> Prediction:
         if values[name] is not None:
             values[name] = tuple(values[name])
     if values["choices"] is not None:  # 1,000 names in each of 50,000 rows: keep one copy of each
-        values["choices"] = tuple(map(sys.intern, values["choices"]))
+        values["choices"] = tuple(sys.intern(choice) for choice in values["choices"])
     return Prediction(**values)

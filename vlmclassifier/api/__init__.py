@@ -1,5 +1,6 @@
-"""Models behind an API: OpenAI, Anthropic, Google, and any server that speaks OpenAI's language."""
+"""Models behind an API: OpenAI, Anthropic, Google, and any server with an OpenAI-compatible API."""
 
-from vlmclassifier.api.servers import Api, NoAnswer, encode_picture, load_api
+from vlmclassifier.api.client import Api, Settings, TransientError, encode_jpeg
+from vlmclassifier.api.providers import load_api
 
-__all__ = ["Api", "NoAnswer", "encode_picture", "load_api"]
+__all__ = ["Api", "Settings", "TransientError", "encode_jpeg", "load_api"]

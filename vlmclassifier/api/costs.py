@@ -1,4 +1,4 @@
-"""What a run will cost, roughly, and what it has cost by the servers' own count of tokens."""
+"""The estimated cost of a run, and its actual cost by the token counts of the servers."""
 
 import math
 from collections.abc import Sequence
@@ -6,56 +6,71 @@ from dataclasses import dataclass
 
 from vlmclassifier.records import Prediction
 
-LETTERS_PER_TOKEN = 4  # of English text, roughly
-ANSWER_TOKENS = 64  # of an answer, before any has been seen
+CHARACTERS_PER_TOKEN = 4  # of English text, roughly
+ANSWER_TOKENS = 64  # assumed per answer before there is a recorded one
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Calls, and the tokens that were or will be paid for."""
+    """Requests and tokens, estimated or actual."""
 
     calls: int
     input_tokens: int
     output_tokens: int
 
     def cost(self, prices: Sequence[float]) -> float:
-        """US dollars at `prices` for a million tokens in and out."""
+        """The cost in US dollars; `prices`: US dollars per million input tokens and per million output tokens."""
         return (self.input_tokens * prices[0] + self.output_tokens * prices[1]) / 1e6
 
     def sentence(self, prices: Sequence[float] | None) -> str:
-        """Calls, tokens and dollars in words."""
+        """The calls, the tokens and the cost as a sentence."""
         text = f"{self.calls:,} calls, {self.input_tokens:,} tokens in, {self.output_tokens:,} tokens out"
         if prices is None:
-            return text + "; cost unknown (--prices IN OUT: US dollars for a million tokens)"
-        return f"{text}: {self.cost(prices):.2f} US dollars at {prices[0]:g} and {prices[1]:g} for a million tokens"
+            return text + "; cost unknown (--prices IN OUT: US dollars per million tokens)"
+        return f"{text}: {self.cost(prices):.2f} US dollars at {prices[0]:g} and {prices[1]:g} per million tokens"
 
 
-def used(predictions: Sequence[Prediction]) -> Usage:
-    """What the recorded answers took."""
-    replies = [p.reply for p in predictions if p.reply is not None]
-    return Usage(len(replies), sum(r.input_tokens for r in replies), sum(r.output_tokens for r in replies))
+def total_usage(usages: Sequence[Usage]) -> Usage:
+    """The sum of several usages."""
+    return Usage(
+        sum(usage.calls for usage in usages), sum(usage.input_tokens for usage in usages),
+        sum(usage.output_tokens for usage in usages),
+    )  # fmt: skip
 
 
-def expected(
-    provider: str, questions: Sequence[str], sizes: Sequence[tuple[int, int]], max_side: int, before: Usage
+def recorded_usage(predictions: Sequence[Prediction]) -> Usage:
+    """The actual usage of recorded answers."""
+    replies = [prediction.reply for prediction in predictions if prediction.reply is not None]
+    return Usage(
+        len(replies), sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
+    )
+
+
+def estimated_usage(
+    provider: str, prompts: Sequence[str], sizes: Sequence[tuple[int, int]], max_side: int, recorded: Usage
 ) -> Usage:
-    """An estimate for one call per question; `sizes` are those of the pictures, or of a sample of them.
+    """The estimated usage of one request per prompt.
 
-    `before`: what the recorded answers of the same run took; where there are some, their means count.
+    `sizes`: widths and heights in pixels of the images, or of a sample of them. `max_side`: the longer side in pixels
+    to which images are shrunk. `recorded`: the usage of the recorded answers of the same run; if there are any, the
+    estimate uses their means.
     """
-    calls = len(questions)
-    if before.calls and before.input_tokens:
-        return Usage(calls, *(round(calls * n / before.calls) for n in (before.input_tokens, before.output_tokens)))
-    pictures = [picture_tokens(provider, *size, max_side) for size in sizes] or [0]
-    text = sum(map(len, questions)) / LETTERS_PER_TOKEN
-    return Usage(calls, round(text + calls * sum(pictures) / len(pictures)), calls * ANSWER_TOKENS)
+    calls = len(prompts)
+    if recorded.calls and recorded.input_tokens:
+        input_tokens = round(calls * recorded.input_tokens / recorded.calls)
+        output_tokens = round(calls * recorded.output_tokens / recorded.calls)
+        return Usage(calls, input_tokens, output_tokens)
+    tokens_per_image = [image_tokens(provider, width, height, max_side) for width, height in sizes] or [0]
+    prompt_tokens = sum(len(prompt) for prompt in prompts) / CHARACTERS_PER_TOKEN
+    input_tokens = round(prompt_tokens + calls * sum(tokens_per_image) / len(tokens_per_image))
+    return Usage(calls, input_tokens, calls * ANSWER_TOKENS)
 
 
-def picture_tokens(provider: str, width: int, height: int, max_side: int) -> int:
-    """Tokens of one picture by the rule that the provider publishes for its classic models; others differ.
+def image_tokens(provider: str, width: int, height: int, max_side: int) -> int:
+    """The tokens of one image, by the rule that the provider publishes for its older models; newer models may differ.
 
-    OpenAI: 85 + 170 for each tile of 512 pixels, the shorter side at most 768. Anthropic: pixels / 750. Google: 258 for
-    each tile of 768 pixels.
+    OpenAI: 85 + 170 for each tile of 512 pixels, with the shorter side at most 768. Anthropic: pixels / 750. Google:
+    258 for each tile of 768 pixels.
     """
     scale = min(1.0, max_side / max(width, height))
     if provider == "openai":

@@ -1,4 +1,4 @@
-"""PlaneFigures: a small true world of named curves and figures, with pictures, facts and texts."""
+"""PlaneFigures, the embedded data set: 96 named figures of plane geometry with their facts, and images of them."""
 
 from vlmclassifier.plane_figures.figures import FIGURES, Figure
 from vlmclassifier.plane_figures.rendering import render

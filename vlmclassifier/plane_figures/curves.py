@@ -1,31 +1,35 @@
-"""Geometry of curves given by formulas; the parameters' letters are those of the works that figures.py refers to.
+"""Geometry of curves given by formulas.
 
-Curves that run to infinity are drawn inside a window. Strokes are as in `shapes`.
+The letters of the parameters are those of the references in figures.py. Of unbounded curves only a part is drawn.
+Strokes are as in shapes.py.
 """
 
 import math
 
 import numpy as np
 
-from vlmclassifier.plane_figures.shapes import Strokes, closed, runs
+from vlmclassifier.plane_figures.shapes import Strokes, closed, visible_strokes
 
 TURN = 2 * math.pi
 
 
 def parametric(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the stroke of the coordinates `x` and `y`, both [points]: [points, 2]."""
     return np.stack([x, y], axis=1)
 
 
 def polar(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Return the stroke of polar coordinates, both [points], angles in radians: [points, 2]."""
     return parametric(radius * np.cos(angle), radius * np.sin(angle))
 
 
 def loop(points: np.ndarray) -> np.ndarray:
-    """A closed stroke out of points whose last one meets the first up to rounding."""
+    """Return an exactly closed stroke of points whose last one equals the first up to rounding."""
     return closed(points[:-1])
 
 
-def turn(points: int = 241, turns: float = 1.0) -> np.ndarray:
+def turn_angles(points: int = 241, turns: float = 1.0) -> np.ndarray:
+    """Return evenly spaced angles in radians from 0 to `turns` full turns: [points]."""
     return np.linspace(0, turns * TURN, points)
 
 
@@ -43,8 +47,8 @@ def hyperbola() -> Strokes:
 
 
 def folium_of_descartes() -> Strokes:
-    """x = 3t/(1+t^3), y = 3t^2/(1+t^3): the loop first, then both arms towards the asymptote."""
-    t = np.tan(np.linspace(-0.5, math.pi / 2 + 0.5, 241))  # through infinity, the origin
+    """x = 3t/(1+t^3), y = 3t^2/(1+t^3): the loop and both arms towards the asymptote."""
+    t = np.tan(np.linspace(-0.5, math.pi / 2 + 0.5, 241))  # passes infinity, where the curve passes the origin
     x, y = 3 * t / (1 + t**3), 3 * t**2 / (1 + t**3)
     return [parametric(x, y)]
 
@@ -75,7 +79,7 @@ def semicubical_parabola() -> Strokes:
 
 
 def trident_of_newton() -> Strokes:
-    """xy = x^3 + x^2 + x - 1 has this typical form: a parabola-like branch and one that rises along the axis."""
+    """xy = x^3 + x^2 + x - 1: one branch like a parabola and one that rises along the y axis."""
     left, right = np.linspace(-2.1, -0.22, 100), np.linspace(0.26, 1.35, 80)
     return [parametric(1.3 * x, x**2 + x + 1 - 1 / x) for x in (left, right)]
 
@@ -84,14 +88,14 @@ def trident_of_newton() -> Strokes:
 
 
 def lemniscate_of_bernoulli() -> Strokes:
-    t = turn()
+    t = turn_angles()
     d = 1 + np.sin(t) ** 2
     return [loop(parametric(np.cos(t) / d, np.sin(t) * np.cos(t) / d))]
 
 
 def cassini_oval() -> Strokes:
     """r^4 - 2 r^2 cos 2t = b^4 - 1 with b slightly above 1: one oval with a waist."""
-    t = turn()
+    t = turn_angles()
     r = np.sqrt(np.cos(2 * t) + np.sqrt(1.04**4 - np.sin(2 * t) ** 2))
     return [loop(polar(r, t))]
 
@@ -99,11 +103,11 @@ def cassini_oval() -> Strokes:
 def conchoid_of_nicomedes() -> Strokes:
     """r = a sec t + b with b > a: a bell above the asymptote, a loop below it."""
     upper, lower = np.linspace(-0.85, 0.85, 101), np.linspace(-1.3, 1.3, 241)
-    return [polar(1 / np.cos(t) + b, t + math.pi / 2) for t, b in ((upper, 2.8), (lower, -2.8))]
+    return [polar(1 / np.cos(upper) + 2.8, upper + math.pi / 2), polar(1 / np.cos(lower) - 2.8, lower + math.pi / 2)]
 
 
 def bicorn() -> Strokes:
-    t = turn()
+    t = turn_angles()
     return [loop(parametric(np.sin(t), np.cos(t) ** 2 * (2 + np.cos(t)) / (3 + np.sin(t) ** 2)))]
 
 
@@ -120,11 +124,12 @@ def devils_curve() -> Strokes:
     t = np.linspace(0, TURN, 721)
     s, c = np.sin(t) ** 2, np.cos(t) ** 2
     r2 = (a2 * s - b2 * c) / (s - c + 1e-15)
-    inside = (r2 >= 0) & (r2 < 4.2)
-    strokes, points = [], polar(np.sqrt(np.where(inside, r2, 0)), t)
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(int), [0]])))
-    for first, last in zip(edges[::2], edges[1::2], strict=True):
-        strokes.append(points[first:last])
+    is_drawn = (r2 >= 0) & (r2 < 4.2)
+    points = polar(np.sqrt(np.where(is_drawn, r2, 0)), t)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], is_drawn.astype(int), [0]])))
+    strokes = []
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        strokes.append(points[start:end])
     return strokes
 
 
@@ -134,13 +139,13 @@ def bifolium() -> Strokes:
 
 
 def limacon_of_pascal() -> Strokes:
-    t = turn()
+    t = turn_angles()
     return [loop(polar(0.5 + np.cos(t), t))]
 
 
 def butterfly_curve() -> Strokes:
-    """The polar curve r = e^sin t - 2 cos 4t + sin^5((2t - pi)/24) over twelve turns closes; two are drawn."""
-    t = turn(721, 2)
+    """r = e^sin t - 2 cos 4t + sin^5((2t - pi)/24): closes after twelve turns, of which two are drawn."""
+    t = turn_angles(721, 2)
     return [polar(np.exp(np.sin(t)) - 2 * np.cos(4 * t) + np.sin((2 * t - math.pi) / 24) ** 5, t)]
 
 
@@ -148,7 +153,7 @@ def butterfly_curve() -> Strokes:
 
 
 def rose(k: int, half: bool = False) -> Strokes:
-    """r = cos kt; odd k closes after half a turn."""
+    """r = cos kt. `half`: draw half a turn, after which a rose with odd k closes."""
     t = np.linspace(0, TURN / 2 if half else TURN, 361)
     return [loop(polar(np.cos(k * t), t + math.pi / 2))]
 
@@ -157,17 +162,17 @@ def rose(k: int, half: bool = False) -> Strokes:
 
 
 def archimedean_spiral() -> Strokes:
-    t = turn(241, 3.5)
+    t = turn_angles(241, 3.5)
     return [polar(t, t)]
 
 
 def logarithmic_spiral() -> Strokes:
-    t = turn(241, 3.0)
+    t = turn_angles(241, 3.0)
     return [polar(np.exp(0.22 * t), t)]
 
 
 def fermats_spiral() -> Strokes:
-    t = turn(161, 2.0)
+    t = turn_angles(161, 2.0)
     arm = polar(np.sqrt(t), t)
     return [np.vstack([-arm[::-1], arm[1:]])]
 
@@ -183,7 +188,7 @@ def lituus() -> Strokes:
 
 
 def euler_spiral() -> Strokes:
-    """The Fresnel integrals of both signs, summed as a midpoint rule."""
+    """The Fresnel integrals of both signs, computed by the midpoint rule."""
     step = 4.2 / 1600
     s = step * (np.arange(1600) + 0.5)
     half = np.cumsum(np.stack([np.cos(s**2), np.sin(s**2)], axis=1), axis=0)[::4] * step
@@ -192,19 +197,22 @@ def euler_spiral() -> Strokes:
 
 
 def spiral_of_theodorus(triangles: int = 16) -> Strokes:
-    """Right triangles with the outer leg 1, hypotenuses sqrt 2, sqrt 3, ..."""
+    """Right triangles with outer legs of length 1 and hypotenuses sqrt 2, sqrt 3, ..."""
     points = [np.array([1.0, 0.0])]
     for _ in range(triangles):
         x, y = points[-1]
         points.append(points[-1] + np.array([-y, x]) / math.hypot(x, y))
-    return [np.stack(points), *(np.stack([np.zeros(2), point]) for point in points)]
+    strokes = [np.stack(points)]
+    for point in points:
+        strokes.append(np.stack([np.zeros(2), point]))
+    return strokes
 
 
 # Roulettes
 
 
 def cycloid() -> Strokes:
-    t = turn(241, 3.0)
+    t = turn_angles(241, 3.0)
     return [parametric(t - np.sin(t), 1 - np.cos(t))]
 
 
@@ -214,37 +222,38 @@ def prolate_cycloid() -> Strokes:
 
 
 def epicycloid(cusps: int) -> Strokes:
-    """The trace of a circle's point, rolling outside a circle `cusps` times as large."""
-    t, k = turn(60 * cusps + 61), cusps
+    """The path of a point on a circle that rolls outside a circle `cusps` times as large."""
+    t, k = turn_angles(60 * cusps + 61), cusps
     return [loop(parametric((k + 1) * np.cos(t) - np.cos((k + 1) * t), (k + 1) * np.sin(t) - np.sin((k + 1) * t)))]
 
 
 def hypocycloid(cusps: int) -> Strokes:
-    """The trace of a circle's point, rolling inside a circle `cusps` times as large."""
-    t, k = turn(60 * cusps + 1), cusps
+    """The path of a point on a circle that rolls inside a circle `cusps` times as large."""
+    t, k = turn_angles(60 * cusps + 1), cusps
     return [loop(parametric((k - 1) * np.cos(t) + np.cos((k - 1) * t), (k - 1) * np.sin(t) - np.sin((k - 1) * t)))]
 
 
 def epitrochoid() -> Strokes:
     """R = 3, r = 1, d = 2: three small loops inside."""
-    t = turn(361)
+    t = turn_angles(361)
     return [loop(parametric(4 * np.cos(t) - 2 * np.cos(4 * t), 4 * np.sin(t) - 2 * np.sin(4 * t)))]
 
 
 def lissajous_curve() -> Strokes:
-    t = turn(361)
+    t = turn_angles(361)
     return [loop(parametric(np.sin(3 * t), 0.9 * np.sin(2 * t)))]
 
 
 def trefoil_knot() -> Strokes:
-    """The plane projection (sin t + 2 sin 2t, cos t - 2 cos 2t), interrupted where the strand passes below."""
-    t = turn(721)[:-1]
+    """The plane projection (sin t + 2 sin 2t, cos t - 2 cos 2t), with gaps where the strand passes below."""
+    t = turn_angles(721)[:-1]
     points = parametric(np.sin(t) + 2 * np.sin(2 * t), np.cos(t) - 2 * np.cos(2 * t))
     height = -np.sin(3 * t)
-    near = np.hypot(points[:, None, 0] - points[None, :, 0], points[:, None, 1] - points[None, :, 1]) < 0.42
-    apart = np.abs((np.arange(720)[:, None] - np.arange(720)[None, :] + 360) % 720 - 360) > 90
-    below = (near & apart & (height[:, None] < height[None, :])).any(axis=1)
-    return runs(points, ~below)
+    is_near = np.hypot(points[:, None, 0] - points[None, :, 0], points[:, None, 1] - points[None, :, 1]) < 0.42
+    steps_between = np.abs((np.arange(720)[:, None] - np.arange(720)[None, :] + 360) % 720 - 360)  # along the strand
+    is_other_strand = steps_between > 90
+    is_hidden = (is_near & is_other_strand & (height[:, None] < height[None, :])).any(axis=1)
+    return visible_strokes(points, ~is_hidden)
 
 
 # Waves and graphs of functions
@@ -261,16 +270,21 @@ def rectified_sine_wave() -> Strokes:
 
 
 def square_wave() -> Strokes:
-    corners = [(k, y) for k in range(6) for y in ((0, 2) if k % 2 else (2, 0))]
+    corners = []
+    for x in range(6):
+        corners += [(x, 0), (x, 2)] if x % 2 else [(x, 2), (x, 0)]
     return [np.array(corners[1:-1], dtype=float) * (1, 0.9)]
 
 
 def triangle_wave() -> Strokes:
-    return [np.array([(k, 1.7 * (k % 2)) for k in range(6)], dtype=float)]
+    return [np.array([(x, 1.7 * (x % 2)) for x in range(6)], dtype=float)]
 
 
 def sawtooth_wave() -> Strokes:
-    return [np.array([(k + end, 1.9 * end) for k in range(4) for end in (0, 1)], dtype=float)]
+    corners = []
+    for x in range(4):
+        corners += [(x, 0), (x + 1, 1.9)]
+    return [np.array(corners, dtype=float)]
 
 
 def sinc_function() -> Strokes:

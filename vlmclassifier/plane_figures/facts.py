@@ -1,4 +1,4 @@
-"""The fact table in words: questions and their answers, with {subject} in place of "the astroid" or "this figure"."""
+"""The facts of figures.py as questions and answers. {subject} stands for "the astroid" or "this figure"."""
 
 import math
 from collections.abc import Iterator
@@ -8,44 +8,50 @@ from vlmclassifier.plane_figures.figures import FIGURES, Figure
 
 
 class Fact(NamedTuple):
-    """One question about a class and its true answer; `kind` groups the questions that share their answers."""
+    """One question about a class and its true answer."""
 
-    kind: str
-    question: str  # with {subject}
+    kind: str  # questions of one kind have the same set of possible answers
+    question: str  # contains {subject}
     answer: str
 
 
-def article(noun: str) -> str:
-    """`noun` with its indefinite article."""
-    spoken = noun.split("-")[0]
-    vowel = spoken in ("H", "L") or spoken[0].lower() in "aeiou"  # letters read by their names: an L-tetromino
-    return f"{'an' if vowel else 'a'} {noun}"
+def with_article(noun: str) -> str:
+    """Return `noun` with its indefinite article."""
+    first_part = noun.split("-")[0]
+    is_spelt_letter = first_part in ("H", "L")  # pronounced with a vowel: an L-tetromino
+    starts_with_vowel = is_spelt_letter or first_part[0].lower() in "aeiou"
+    return f"{'an' if starts_with_vowel else 'a'} {noun}"
 
 
-def _number(value: float) -> str:
+def _number_text(value: float) -> str:
     return "infinitely many" if math.isinf(value) else str(int(value))
 
 
-def _century(value: int) -> str:
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(abs(value) % 10 if abs(value) not in (11, 12, 13) else 0, "th")
-    return f"the {abs(value)}{ending} century{' BC' if value < 0 else ''}"
+def _century_text(century: int) -> str:
+    """Return the text of a century; negative numbers are BC."""
+    number = abs(century)
+    ending = "th"
+    if number not in (11, 12, 13):
+        ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"the {number}{ending} century{' BC' if century < 0 else ''}"
 
 
 def facts_of(figure: Figure) -> Iterator[Fact]:
-    """Every fact of the table about one figure; those that are None are left out."""
-    yield Fact("family", "What kind of figure is {subject}?", article(figure.family))
+    """Yield every fact about one figure that is not None."""
+    yield Fact("family", "What kind of figure is {subject}?", with_article(figure.family))
     if figure.closed is not None:
         yield Fact("closed", "Is {subject} closed or open?", "closed" if figure.closed else "open")
-    numbers = {
+    number_questions = {
         "sides": "How many sides does {subject} have?",
         "cusps": "How many cusps does {subject} have?",
         "axes": "How many axes of symmetry does {subject} have?",
         "crossings": "At how many points does {subject} cross itself?",
         "degree": "What is the degree of {subject}?",
     }
-    for kind, question in numbers.items():
-        if getattr(figure, kind) is not None:
-            yield Fact(kind, question, _number(getattr(figure, kind)))
+    for kind, question in number_questions.items():
+        value = getattr(figure, kind)
+        if value is not None:
+            yield Fact(kind, question, _number_text(value))
     if figure.algebraic is not None:
         yield Fact(
             "algebraic", "Is {subject} algebraic or transcendental?",
@@ -58,9 +64,10 @@ def facts_of(figure: Figure) -> Iterator[Fact]:
     if figure.student is not None:
         yield Fact("student", "Who studied {subject}?", figure.student)
     if figure.century is not None:
-        yield Fact("century", "In which century did " + figure.student + " study {subject}?", _century(figure.century))
+        question = "In which century did " + figure.student + " study {subject}?"
+        yield Fact("century", question, _century_text(figure.century))
 
 
 def figure_facts() -> dict[str, list[Fact]]:
-    """The facts of every class."""
+    """Return the facts of every class."""
     return {name: list(facts_of(figure)) for name, figure in FIGURES.items()}

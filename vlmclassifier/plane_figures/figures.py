@@ -1,49 +1,46 @@
-"""The classes of PlaneFigures: 96 named figures of plane geometry and what is true of each.
+"""The classes of PlaneFigures: 96 named figures of plane geometry and the facts about each.
 
-`reference` says where a figure's facts can be looked up: MW is Wolfram MathWorld, MT the MacTutor Famous Curves Index,
-WP Wikipedia, each with the title of the entry. A fact that the references leave open, or that depends on a parameter,
-is None. What can be computed (closure, sides, cusps, axes, crossings) is checked against the geometry by the tests.
+`reference` is the source of a figure's facts: MW is Wolfram MathWorld, MT the MacTutor Famous Curves Index, WP
+Wikipedia, each followed by the title of the entry. A fact is None if the references do not give it or if it depends on
+a parameter. The tests check against the geometry what can be computed: closure, sides, cusps, axes, crossings.
 
-Ambiguous pairs, settled as the class list settles them: a square is a rectangle, a rhombus, a kite and a parallelogram,
-but the drawn rectangle has unequal sides, the drawn rhombus unequal diagonals, and so on: a picture's label is always
-the narrowest name. A circle is an ellipse, the deltoid and the astroid are hypocycloids, the cardioid, the nephroid and
-the ranunculoid are epicycloids, the cardioid is a limaçon of Pascal (the drawn limaçon has a loop), a Koch snowflake is
-made of Koch curves, the hexagram contains triangles, the Petersen graph's drawing contains a pentagram.
+Some classes include others. The label of an image is always the narrowest name: a square is a rectangle, a rhombus, a
+kite and a parallelogram, but the drawn rectangle has unequal sides, the drawn rhombus unequal diagonals, and so on. A
+circle is an ellipse; deltoid and astroid are hypocycloids; cardioid, nephroid and ranunculoid are epicycloids; the
+cardioid is a limaçon of Pascal (the drawn limaçon has a loop); a Koch snowflake consists of Koch curves; the hexagram
+contains triangles; the drawing of the Petersen graph contains a pentagram.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf, log
 
 from vlmclassifier.plane_figures import curves, fractals, shapes
 from vlmclassifier.plane_figures.shapes import Strokes
 
-INFINITE = math.inf
+INFINITE = inf
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One class: its name, its geometry, and its facts. None: not a fact of this figure, or not sure."""
+    """One class: its name, geometry and facts. None: the fact does not apply to this figure or is uncertain."""
 
     name: str
-    family: str  # the generic word for it
+    family: str  # its generic word
     reference: str
     draw: Callable[[], Strokes]
-    closed: bool | None = None  # every stroke ends where it begins; for curves that run to infinity: False
-    sides: int | None = None  # of polygons; for star polygons the word is ambiguous
-    cusps: int | None = None  # points where the curve turns back on itself
+    closed: bool | None = None  # whether every stroke ends where it begins; False for unbounded curves
+    sides: int | None = None  # of polygons; ambiguous for stars
+    cusps: int | None = None  # points where the curve reverses its direction
     axes: float | None = None  # lines of mirror symmetry
     crossings: int | None = None  # points where the line crosses itself
     algebraic: bool | None = None  # False: transcendental
     degree: int | None = None  # of the polynomial equation
     dimension: float | None = None  # of a fractal
-    namesake: str | None = None  # who it is named after
-    student: str | None = None  # who studied or described it
-    century: int | None = None  # of that study; below zero: BC
-
-
-_log = math.log
+    namesake: str | None = None  # the person it is named after
+    student: str | None = None  # the person who studied or described it
+    century: int | None = None  # of that study; negative: BC
 
 
 def _polygon(name: str, reference: str, draw: Callable[[], Strokes], sides: int, axes: int | None) -> Figure:
@@ -199,9 +196,9 @@ _FIGURES = (
     Figure("butterfly curve", "polar curve", "WP Butterfly curve (transcendental)", curves.butterfly_curve,
            algebraic=False, student="Temple Fay", century=20),
     # Fractals
-    _fractal("Koch snowflake", "MW Koch Snowflake", fractals.koch_snowflake, _log(4) / _log(3), closed=True, axes=6,
+    _fractal("Koch snowflake", "MW Koch Snowflake", fractals.koch_snowflake, log(4) / log(3), closed=True, axes=6,
              crossings=0, namesake="Helge von Koch", student="Helge von Koch", century=20),
-    _fractal("Koch curve", "WP Koch snowflake", fractals.koch_curve, _log(4) / _log(3), closed=False, axes=1,
+    _fractal("Koch curve", "WP Koch snowflake", fractals.koch_curve, log(4) / log(3), closed=False, axes=1,
              crossings=0, namesake="Helge von Koch", student="Helge von Koch", century=20),
     _fractal("Minkowski sausage", "WP Minkowski sausage", fractals.minkowski_sausage, 1.5,
              namesake="Hermann Minkowski"),
@@ -213,14 +210,14 @@ _FIGURES = (
              namesake="David Hilbert", student="David Hilbert", century=19),
     _fractal("Gosper curve", "WP Gosper curve", fractals.gosper_curve, 2.0, closed=False,
              namesake="Bill Gosper", student="Bill Gosper", century=20),
-    _fractal("Sierpiński triangle", "MW Sierpinski Sieve", fractals.sierpinski_triangle, _log(3) / _log(2), axes=3,
+    _fractal("Sierpiński triangle", "MW Sierpinski Sieve", fractals.sierpinski_triangle, log(3) / log(2), axes=3,
              namesake="Wacław Sierpiński", student="Wacław Sierpiński", century=20),
-    _fractal("Sierpiński carpet", "MW Sierpinski Carpet", fractals.sierpinski_carpet, _log(8) / _log(3), axes=4,
+    _fractal("Sierpiński carpet", "MW Sierpinski Carpet", fractals.sierpinski_carpet, log(8) / log(3), axes=4,
              namesake="Wacław Sierpiński", student="Wacław Sierpiński", century=20),
-    _fractal("Vicsek fractal", "WP Vicsek fractal", fractals.vicsek_fractal, _log(5) / _log(3), axes=4,
+    _fractal("Vicsek fractal", "WP Vicsek fractal", fractals.vicsek_fractal, log(5) / log(3), axes=4,
              namesake="Tamás Vicsek"),
     _fractal("T-square fractal", "WP T-square (fractal)", fractals.t_square_fractal, None, axes=4),
-    _fractal("Cantor set", "WP Cantor set", fractals.cantor_set, _log(2) / _log(3), namesake="Georg Cantor",
+    _fractal("Cantor set", "WP Cantor set", fractals.cantor_set, log(2) / log(3), namesake="Georg Cantor",
              student="Georg Cantor", century=19),
     _fractal("Pythagoras tree", "WP Pythagoras tree (fractal)", fractals.pythagoras_tree, 2.0,
              namesake="Pythagoras", student="Albert Bosman", century=20),

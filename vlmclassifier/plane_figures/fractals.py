@@ -1,4 +1,4 @@
-"""Geometry of fractals, drawn to the depth that a small picture can show. Strokes are as in `shapes`."""
+"""Geometry of fractals, drawn to the depth that a small image can show. Strokes are as in shapes.py."""
 
 import math
 
@@ -8,28 +8,39 @@ from vlmclassifier.plane_figures.shapes import Strokes, closed, ring
 
 SQUARE = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], dtype=float)
 
+Cell = tuple[float, float, float]  # x and y of a square's lower left corner or centre, and its side
+
 
 def substitute(points: np.ndarray, generator: np.ndarray, depth: int) -> np.ndarray:
-    """Replace every segment by the `generator` (complex numbers from 0 to 1), `depth` times: [points, 2]."""
+    """Replace every segment of a path by the `generator`, `depth` times, and return the new path: [points, 2].
+
+    `generator`: complex numbers that start with 0 and end with 1.
+    """
     path = points[:, 0] + 1j * points[:, 1]
     for _ in range(depth):
         steps = np.diff(path)
-        path = np.append((path[:-1, None] + steps[:, None] * generator[None, :-1]).ravel(), path[-1])
+        refined = path[:-1, None] + steps[:, None] * generator[None, :-1]  # [segments, points of the generator - 1]
+        path = np.append(refined.ravel(), path[-1])
     return np.stack([path.real, path.imag], axis=1)
 
 
 def lindenmayer(axiom: str, rules: dict[str, str], depth: int, degrees: float) -> np.ndarray:
-    """Draw an L-system with a turtle: letters go forward where upper case A, B or F, + and - turn (left, right)."""
+    """Return the path of an L-system, [points, 2].
+
+    After `depth` replacements by `rules`, the letters A, B and F are steps forward, + turns left and - turns right.
+    """
     text = axiom
     for _ in range(depth):
         text = "".join(rules.get(letter, letter) for letter in text)
-    heading, place, path = 0.0, 0j, [0j]
+    heading, position, path = 0.0, 0j, [0j]
     for letter in text:
         if letter in "ABF":
-            place += complex(math.cos(heading), math.sin(heading))
-            path.append(place)
-        elif letter in "+-":
-            heading += math.radians(degrees if letter == "+" else -degrees)
+            position += complex(math.cos(heading), math.sin(heading))
+            path.append(position)
+        elif letter == "+":
+            heading += math.radians(degrees)
+        elif letter == "-":
+            heading += math.radians(-degrees)
     return np.stack([np.real(path), np.imag(path)], axis=1)
 
 
@@ -54,7 +65,7 @@ def levy_c_curve() -> Strokes:
 
 
 def dragon_curve(folds: int = 9) -> Strokes:
-    """A paper strip folded `folds` times in the same direction, opened to right angles."""
+    """A paper strip that was folded `folds` times in the same direction and opened to right angles."""
     turns: list[int] = []
     for _ in range(folds):
         turns = [*turns, 1, *(-turn for turn in reversed(turns))]
@@ -72,91 +83,132 @@ def gosper_curve() -> Strokes:
 
 
 def sierpinski_triangle(depth: int = 3) -> Strokes:
-    """The outlines of the triangles that are left after `depth` steps."""
+    """The outlines of the triangles that remain after `depth` steps."""
     triangles = [ring(3)]
     for _ in range(depth):
         triangles = [(triangle + corner) / 2 for triangle in triangles for corner in triangle]
     return [closed(triangle) for triangle in triangles]
 
 
+def _square(cell: Cell) -> np.ndarray:
+    """Return the outline of a square with the given lower left corner."""
+    x, y, side = cell
+    return closed(SQUARE * side + (x, y))
+
+
 def sierpinski_carpet(depth: int = 2) -> Strokes:
     """The outer square and the squares that are cut out."""
-    cells, holes = [(0.0, 0.0, 1.0)], [closed(SQUARE)]
+    cells: list[Cell] = [(0.0, 0.0, 1.0)]
+    strokes = [closed(SQUARE)]
     for _ in range(depth):
-        parts = [(x + i * s / 3, y + j * s / 3, s / 3, (i, j)) for x, y, s in cells for i in range(3) for j in range(3)]
-        holes += [closed(SQUARE * s + (x, y)) for x, y, s, place in parts if place == (1, 1)]
-        cells = [(x, y, s) for x, y, s, place in parts if place != (1, 1)]
-    return holes
+        smaller_cells = []
+        for x, y, side in cells:
+            for i in range(3):
+                for j in range(3):
+                    cell = (x + i * side / 3, y + j * side / 3, side / 3)
+                    if (i, j) == (1, 1):
+                        strokes.append(_square(cell))
+                    else:
+                        smaller_cells.append(cell)
+        cells = smaller_cells
+    return strokes
 
 
 def vicsek_fractal(depth: int = 2) -> Strokes:
     """Squares in the form of a plus, each replaced by a smaller plus."""
-    cells = [(0.0, 0.0, 1.0)]
+    cells: list[Cell] = [(0.0, 0.0, 1.0)]
     for _ in range(depth):
-        places = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
-        cells = [(x + i * s / 3, y + j * s / 3, s / 3) for x, y, s in cells for i, j in places]
-    return [closed(SQUARE * s + (x, y)) for x, y, s in cells]
+        smaller_cells = []
+        for x, y, side in cells:
+            for i, j in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2)):
+                smaller_cells.append((x + i * side / 3, y + j * side / 3, side / 3))
+        cells = smaller_cells
+    return [_square(cell) for cell in cells]
 
 
 def t_square_fractal(depth: int = 3) -> Strokes:
-    """A square with half as large squares centred on its corners, and so on outwards."""
-    squares, newest = [], [(0.0, 0.0, 1.0)]
+    """A square with squares of half its side centred on its corners, and so on for each of these."""
+    strokes: Strokes = []
+    newest: list[Cell] = [(0.0, 0.0, 1.0)]  # centres and sides
     for _ in range(depth):
-        squares += newest
-        newest = [(x + i * s / 2, y + j * s / 2, s / 2) for x, y, s in newest for i in (-1, 1) for j in (-1, 1)]
-    return [closed((SQUARE - 0.5) * s + (x, y)) for x, y, s in squares]
+        smaller_cells = []
+        for x, y, side in newest:
+            strokes.append(closed((SQUARE - 0.5) * side + (x, y)))
+            for i in (-1, 1):
+                for j in (-1, 1):
+                    smaller_cells.append((x + i * side / 2, y + j * side / 2, side / 2))
+        newest = smaller_cells
+    return strokes
 
 
 def cantor_set(depth: int = 4) -> Strokes:
-    """The first steps one below the other, each a row of bars."""
-    bars, strokes = [(0.0, 1.0)], []
+    """The first steps of the construction below each other, each a row of bars."""
+    strokes: Strokes = []
+    bars = [(0.0, 1.0)]  # start and end
     for level in range(depth):
         y = -0.24 * level
-        strokes += [closed([(a, y), (b, y), (b, y + 0.12), (a, y + 0.12)]) for a, b in bars]
-        bars = [part for a, b in bars for part in ((a, a + (b - a) / 3), (b - (b - a) / 3, b))]
+        smaller_bars = []
+        for start, end in bars:
+            strokes.append(closed([(start, y), (end, y), (end, y + 0.12), (start, y + 0.12)]))
+            third = (end - start) / 3
+            smaller_bars += [(start, start + third), (end - third, end)]
+        bars = smaller_bars
     return strokes
 
 
 def pythagoras_tree(depth: int = 5) -> Strokes:
-    """A square with two smaller ones on its top, in a right isosceles triangle, and so on."""
-    strokes, bases = [], [(0j, 1 + 0j)]
+    """A square with two smaller squares on the legs of a right isosceles triangle on its top, and so on."""
+    strokes: Strokes = []
+    bases = [(0j, 1 + 0j)]  # the ends of the lower sides of squares, as complex numbers
     for _ in range(depth):
-        grown = []
-        for a, b in bases:
-            up = (b - a) * 1j
-            c, d, apex = a + up, b + up, (a + b) / 2 + 1.5 * up
-            strokes.append(closed([(z.real, z.imag) for z in (a, b, d, c)]))
-            grown += [(c, apex), (apex, d)]
-        bases = grown
+        smaller_bases = []
+        for left, right in bases:
+            up = (right - left) * 1j
+            upper_left, upper_right, apex = left + up, right + up, (left + right) / 2 + 1.5 * up
+            corners = [(z.real, z.imag) for z in (left, right, upper_right, upper_left)]
+            strokes.append(closed(corners))
+            smaller_bases += [(upper_left, apex), (apex, upper_right)]
+        bases = smaller_bases
     return strokes
 
 
 def h_tree(depth: int = 6) -> Strokes:
-    """A segment, at each end a perpendicular one shorter by sqrt 2, and so on."""
-    strokes, newest = [], [(0j, 1 + 0j)]
+    """A segment with perpendicular segments, shorter by a factor sqrt 2, centred on its ends, and so on."""
+    strokes: Strokes = []
+    newest = [(0j, 1 + 0j)]  # centre and half of each segment, as complex numbers
     for _ in range(depth):
-        ends = []
+        smaller_segments = []
         for centre, half in newest:
             strokes.append(np.array([[z.real, z.imag] for z in (centre - half, centre + half)]))
-            ends += [(centre + sign * half, half * 1j / math.sqrt(2)) for sign in (1, -1)]
-        newest = ends
+            smaller_half = half * 1j / math.sqrt(2)
+            smaller_segments += [(centre + half, smaller_half), (centre - half, smaller_half)]
+        newest = smaller_segments
     return strokes
 
 
 def apollonian_gasket(depth: int = 3) -> Strokes:
-    """Circles in the gaps between touching circles, by Descartes' theorem in its complex form."""
+    """Circles in the gaps between touching circles, by the complex form of Descartes' theorem."""
+    # A circle is its curvature (1 / radius, negative for the outer circle) and its centre as a complex number. A gap is
+    # three circles that touch each other, and the known one of the two circles that touch all three.
     radius = 1 / (1 + 2 / math.sqrt(3))
-    inner = [complex(*point) * (1 - radius) for point in ring(3)]
     outer = (-1.0, 0j)
-    first = [(1 / radius, z) for z in inner]
-    circles = [outer, *first]
-    gaps = [(outer, first[i], first[j], first[3 - i - j]) for i, j in ((0, 1), (1, 2), (0, 2))] + [(*first, outer)]
+    first, second, third = [(1 / radius, complex(*point) * (1 - radius)) for point in ring(3)]
+    circles = [outer, first, second, third]
+    gaps = [
+        (outer, first, second, third), (outer, second, third, first), (outer, first, third, second),
+        (first, second, third, outer),
+    ]  # fmt: skip
     for _ in range(depth):
-        following = []
+        smaller_gaps = []
         for a, b, c, known in gaps:
-            k = 2 * (a[0] + b[0] + c[0]) - known[0]
-            new = (k, (2 * (a[0] * a[1] + b[0] * b[1] + c[0] * c[1]) - known[0] * known[1]) / k)
+            curvature = 2 * (a[0] + b[0] + c[0]) - known[0]
+            centre = (2 * (a[0] * a[1] + b[0] * b[1] + c[0] * c[1]) - known[0] * known[1]) / curvature
+            new = (curvature, centre)
             circles.append(new)
-            following += [(a, b, new, c), (b, c, new, a), (a, c, new, b)]
-        gaps = following
-    return [closed(ring(max(12, int(80 / max(1.0, abs(k) ** 0.5))), 1 / abs(k)) + (z.real, z.imag)) for k, z in circles]
+            smaller_gaps += [(a, b, new, c), (b, c, new, a), (a, c, new, b)]
+        gaps = smaller_gaps
+    strokes = []
+    for curvature, centre in circles:
+        corners = max(12, int(80 / max(1.0, abs(curvature) ** 0.5)))
+        strokes.append(closed(ring(corners, 1 / abs(curvature)) + (centre.real, centre.imag)))
+    return strokes

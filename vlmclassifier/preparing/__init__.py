@@ -1,1 +1,1 @@
-"""From what a data set is handed out as to its manifest and class list: official archives, copies, folders."""
+"""Writes manifests and class lists from official archives, third-party copies and folders of images."""

@@ -1,13 +1,14 @@
-"""Other people's copies: a Hugging Face `datasets` repository, parquet files, or a folder of pictures by class."""
+"""Third-party copies of a data set: a Hugging Face `datasets` repository, parquet files, or folders of images."""
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmclassifier.preparing.labels import ClassFinder
-from vlmclassifier.preparing.official import Row, class_folders, imagenet_fields, is_wanted
+from vlmclassifier.preparing.official import Row, imagenet_fields, is_visible, read_class_folders
 from vlmclassifier.records import UserError
 
 if TYPE_CHECKING:
@@ -15,97 +16,126 @@ if TYPE_CHECKING:
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test",
           "val": "valid", "valid": "valid", "validation": "valid"}  # fmt: skip
-LABELS = ("label", "labels", "class", "class_name", "fine_label", "target")
-IMAGES = ("image", "img", "picture", "jpg")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "fine_label", "target")  # usual names, preferred first
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg")
+
+IndexReader = Callable[[Any, str], int | None]  # (label, name of the row) -> class index, None for an excluded class
 
 
-def split_name(theirs: str, key: str) -> str:
-    """The split of a manifest for a split of a copy; Flowers' validation set belongs to the train split."""
-    split = SPLITS.get(theirs.lower(), "")
+def manifest_split(copy_split: str, key: str) -> str:
+    """The manifest's split for a split of a copy, "" if unknown; Flowers' validation set is in the train split."""
+    split = SPLITS.get(copy_split.lower(), "")
     return "train" if key == "flowers" and split == "valid" else split
 
 
 def read_folder(folder: Path, finder: ClassFinder) -> list[Row]:
-    """The pictures of FOLDER/CLASS/ or FOLDER/SPLIT/CLASS/, by split, class folder and file name.
+    """Return the images of FOLDER/CLASS/ or FOLDER/SPLIT/CLASS/, by split, class folder and file name.
 
-    Raises UserError where there is no class folder, or not every class.
+    Raises UserError when there is no class folder, or when a class is missing.
     """
     if not folder.is_dir():
-        raise UserError(f"--folder {folder} is not a folder: name the one that holds a folder for each class.")
+        raise UserError(f"--folder {folder} is not a folder: give a folder that contains one folder for each class.")
     key = finder.benchmark.key
-    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and is_wanted(entry, folder))
-    splits = [entry for entry in inner if split_name(entry.name, key)]
-    if splits and len(splits) < len(inner):
-        other = next(entry.name for entry in inner if entry not in splits)
-        raise UserError(f"{folder} holds splits ({splits[0].name}) beside {other}: name a folder with one of the two.")
-    rows = [row for entry in splits for row in class_folders(entry, finder, split_name(entry.name, key))]
-    rows = rows if splits else class_folders(folder, finder, "all")
+    subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and is_visible(entry, folder))
+    split_folders = [entry for entry in subfolders if manifest_split(entry.name, key)]
+    rows = []
+    if split_folders:
+        for entry in subfolders:
+            if entry not in split_folders:
+                raise UserError(
+                    f"{folder} contains split folders ({split_folders[0].name}) and another folder ({entry.name}): "
+                    "give a folder that contains only split folders or only class folders."
+                )
+        for entry in split_folders:
+            rows += read_class_folders(entry, finder, manifest_split(entry.name, key))
+    else:
+        rows = read_class_folders(folder, finder, "all")
     finder.check_complete({row.class_index for row in rows}, str(folder))
-    return [_with_fields(row, key) for row in rows]
+    return _with_extra_fields(rows, key)
 
 
 def read_dataset(
     name: str, into: Path, finder: ClassFinder, image_column: str | None, label_column: str | None, overwrite: bool
 ) -> list[Row]:
-    """The pictures of a `datasets` repository, or of a local folder or file of parquet, written as files below `into`.
+    """Write the images of a `datasets` repository, or of a local folder or file of parquet, below `into`; return rows.
 
-    The pictures' own bytes are written; those that are there already are not written again. A split without labels, as
-    the hub has ImageNet's test set, is left out. Raises UserError for a copy that cannot be loaded, has not the columns
-    or has other classes, and for another picture that is there and not to be overwritten.
+    The stored bytes are written unchanged; files that exist already with the same bytes are kept. A split without
+    labels, such as ImageNet's test set on the hub, is skipped.
+
+    Raises UserError for a copy that cannot be loaded, lacks the columns or has other classes, and for an existing file
+    with a different image, unless `overwrite` is set.
     """
     from tqdm import tqdm
 
     rows = []
-    for theirs, table in sorted(_load(name).items()):
-        where = f"{name}, split {theirs}"
-        split = split_name(theirs, finder.benchmark.key) or "all"
-        table, images, labels, index_of = _columns(table, finder, image_column, label_column, where)
-        bar = tqdm(_entries(table, where), desc=f"Writing pictures of {theirs}", unit="pic", disable=None)
-        found, without = [], []
+    for copy_split, table in sorted(_load(name).items()):
+        where = f"{name}, split {copy_split}"
+        split = manifest_split(copy_split, finder.benchmark.key) or "all"
+        table, images, labels = _select_columns(table, image_column, label_column, where)
+        read_index = _index_reader(table, labels, finder, where)
+        bar = tqdm(_iterate(table, where), desc=f"Writing images of {copy_split}", unit="img", disable=None)
+        labelled, unlabelled = [], []
         for number, entry in enumerate(bar):
-            if entry[labels] in (None, -1):  # what `datasets` has for no label
-                without.append(number)
+            row_name = f"{where} row {number}"
+            if entry[labels] in (None, -1):  # how `datasets` stores a missing label
+                unlabelled.append(row_name)
                 continue
-            index = index_of(entry[labels], f"{where} row {number}")
+            index = read_index(entry[labels], row_name)
             if index is not None:
-                file = _write(entry[images], into / theirs, number, f"{where} row {number}", overwrite)
-                found.append(Row(file, index, split))
-        if without and found:
-            raise UserError(f"{where} row {without[0]} has no label, other rows have: get another copy.")
-        if without:
-            print(f"{where} has no labels and is left out.")
-        rows += found
+                file = _write_image(entry[images], into / copy_split, number, row_name, overwrite)
+                labelled.append(Row(file, index, split))
+        if unlabelled and labelled:
+            raise UserError(f"{unlabelled[0]} has no label although other rows have one: get another copy.")
+        if unlabelled:
+            print(f"{where} has no labels and is skipped.")
+        rows += labelled
     finder.check_complete({row.class_index for row in rows}, name)
-    return [_with_fields(row, finder.benchmark.key) for row in rows]
+    return _with_extra_fields(rows, finder.benchmark.key)
 
 
-def _with_fields(row: Row, key: str) -> Row:
-    return Row(row.image, row.class_index, row.split, imagenet_fields(row.class_index) if key == "imagenet" else {})
+def _with_extra_fields(rows: list[Row], key: str) -> list[Row]:
+    if key != "imagenet":
+        return rows
+    return [replace(row, extra_fields=imagenet_fields(row.class_index)) for row in rows]
 
 
 def _load(name: str) -> "DatasetDict":
+    """The tables of a copy by split."""
     from datasets import load_dataset
 
-    path, splits = Path(name), {}
-    for file in [path] if path.is_file() else sorted(f for f in path.rglob("*.parquet") if is_wanted(f, path)):
-        _check_parquet(file)
-        words = [file.stem.split("-")[0], file.parent.name]  # train-00000-of-00002.parquet, or a folder per split
-        splits.setdefault(next((word for word in words if word.lower() in SPLITS), "all"), []).append(str(file))
-    if path.is_dir() and not splits:
-        raise UserError(f"--dataset {name} holds no parquet file: name a folder that does, or a hub repository.")
-    try:
-        if splits:  # streamed: a copy in the library's cache would take the same space again
-            return load_dataset("parquet", data_files=splits, streaming=True)
-        return load_dataset(name)
-    except Exception as error:  # the library raises many kinds: no network, no such repository, gated, a broken file
+    path = Path(name)
+    files = sorted(file for file in path.rglob("*.parquet") if is_visible(file, path))
+    if path.is_file():
+        files = [path]
+    if path.is_dir() and not files:
         raise UserError(
-            f"--dataset {name} cannot be loaded ({_reason(error)}): mend the name, or name the folder of a local copy "
+            f"--dataset {name} contains no parquet file: give a folder with parquet files, or a repository of the hub."
+        )
+    files_by_split: dict[str, list[str]] = {}
+    for file in files:
+        _check_parquet(file)
+        files_by_split.setdefault(_parquet_split(file), []).append(str(file))
+    try:
+        if files:  # streamed: a copy in the library's cache would take the same disk space again
+            return load_dataset("parquet", data_files=files_by_split, streaming=True)
+        return load_dataset(name)
+    except Exception as error:  # the library raises many types: no network, no such repository, gated, a damaged file
+        raise UserError(
+            f"--dataset {name} cannot be loaded ({_reason(error)}): fix the name, or give the folder of a local copy "
             "of its parquet files."
         ) from None
 
 
+def _parquet_split(file: Path) -> str:
+    """The split's name in a file name such as train-00000-of-00002.parquet, or in the folder's name, else "all"."""
+    for name in (file.stem.split("-")[0], file.parent.name):
+        if name.lower() in SPLITS:
+            return name
+    return "all"
+
+
 def _check_parquet(file: Path) -> None:
-    """Raise UserError for a file that is none, which `datasets` would not name."""
+    """Raise UserError for a damaged file; the error of `datasets` would not name the file."""
     import pyarrow
     from pyarrow import parquet
 
@@ -116,80 +146,96 @@ def _check_parquet(file: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:200]}"
+    message = str(error).strip() or "no reason given"
+    return f"{type(error).__name__}: {message.splitlines()[0][:200]}"
 
 
-def _entries(table: "Dataset", where: str) -> Iterator[dict[str, Any]]:
-    """The table's rows. Raises UserError where its file breaks off."""
+def _iterate(table: "Dataset", where: str) -> Iterator[dict[str, Any]]:
+    """The table's rows. Raises UserError when the file is damaged or truncated."""
     try:
         yield from table
-    except Exception as error:  # of the library, of its readers
+    except Exception as error:  # any type, of the library or of its readers
         raise UserError(f"{where} cannot be read ({_reason(error)}): get the copy again.") from None
 
 
-def _columns(table: "Dataset", finder: ClassFinder, image: str | None, label: str | None, where: str) -> tuple:
-    """The table with its pictures as stored, the names of the two columns, and what makes a label a class index."""
+def _select_columns(
+    table: "Dataset", image_column: str | None, label_column: str | None, where: str
+) -> tuple["Dataset", str, str]:
+    """The table with its images as stored bytes, and the names of its image column and its label column."""
     from datasets import ClassLabel, Image
 
     features = table.features
-    for column, option in ((image, "--image-column"), (label, "--label-column")):
+    for column, option in ((image_column, "--image-column"), (label_column, "--label-column")):
         if column is not None and column not in features:
             raise UserError(f"{where} has no column {column!r}: {option} must be one of {', '.join(features)}.")
-    image = image or _the_column(features, Image, IMAGES, "image", where)
-    label = label or _the_column(features, ClassLabel, LABELS, "label", where)
-    if isinstance(features[image], Image):
-        table = table.cast_column(image, Image(decode=False))  # bytes, as they are stored
-    if isinstance(features[label], ClassLabel):
-        indices = finder.find_all(features[label].names, f"{where}, column {label}")
+    images = image_column or _find_column(features, Image, IMAGE_COLUMNS, "image", where)
+    labels = label_column or _find_column(features, ClassLabel, LABEL_COLUMNS, "label", where)
+    if isinstance(features[images], Image):
+        table = table.cast_column(images, Image(decode=False))
+    return table, images, labels
 
-        def index_of(value: Any, row: str) -> int | None:
+
+def _find_column(features: Any, feature_type: type, usual_names: Sequence[str], what: str, where: str) -> str:
+    """The only column of a type, else the first one with a usual name. Raises UserError when there is none."""
+    typed = [name for name, feature in features.items() if isinstance(feature, feature_type)]
+    if len(typed) == 1:
+        return typed[0]
+    for name in usual_names:
+        if name in features:
+            return name
+    count = f"several {what} columns" if typed else f"no {what} column"
+    raise UserError(f"{where} has {count} among {', '.join(features)}: name it with --{what}-column.")
+
+
+def _index_reader(table: "Dataset", column: str, finder: ClassFinder, where: str) -> IndexReader:
+    """Return a function from a label, a number or a text, to the class index. Raises UserError for other classes."""
+    from datasets import ClassLabel
+
+    feature = table.features[column]
+    if isinstance(feature, ClassLabel):
+        indices = finder.find_all(feature.names, f"{where}, column {column}")
+
+        def index_of_number(value: Any, row_name: str) -> int | None:
             if not 0 <= value < len(indices):
-                raise UserError(f"{row} has the label {value}, its column {len(indices)} classes: get another copy.")
+                raise UserError(
+                    f"{row_name} has the label {value}, but its column has {len(indices)} classes: get another copy."
+                )
             return indices[value]
 
-        return table, image, label, index_of
-    known: dict[str, int | None] = {}
+        return index_of_number
+    known: dict[str, int | None] = {}  # so that each name is searched once
 
-    def index_of_text(value: Any, row: str) -> int | None:
+    def index_of_text(value: Any, row_name: str) -> int | None:
         text = str(value)
         if text not in known:
-            known[text] = finder.find(text, f"{row}, column {label},")
+            known[text] = finder.find(text, f"{row_name}, column {column},")
         return known[text]
 
-    return table, image, label, index_of_text
+    return index_of_text
 
 
-def _the_column(features: Any, kind: type, usual: Sequence[str], what: str, where: str) -> str:
-    typed = [name for name, feature in features.items() if isinstance(feature, kind)]
-    named = [name for name in usual if name in features]
-    for found in (typed, named):
-        if len(found) == 1 or (found and found is named):
-            return found[0]
-    how_many = f"several {what} columns" if typed else f"no {what} column"
-    raise UserError(f"{where} has {how_many} among {', '.join(features)}: name it with --{what}-column.")
-
-
-def _write(value: Any, folder: Path, number: int, where: str, overwrite: bool) -> Path:
-    """The picture of one row as a file of its own format."""
+def _write_image(value: Any, folder: Path, number: int, where: str, overwrite: bool) -> Path:
+    """Write the image of one row to FOLDER/NUMBER with the suffix of its own format."""
     from PIL import Image, UnidentifiedImageError
 
     data = value.get("bytes") if isinstance(value, dict) else value
     if data is None and isinstance(value, dict) and value.get("path") and Path(value["path"]).is_file():
         data = Path(value["path"]).read_bytes()
     if not isinstance(data, bytes):
-        raise UserError(f"{where} holds no picture: is --image-column right?")
+        raise UserError(f"{where} contains no image: check --image-column.")
     try:
-        with Image.open(io.BytesIO(data)) as opened:  # only the header is read
-            suffix = {"JPEG": ".jpg"}.get(str(opened.format), f".{str(opened.format).lower()}")
+        with Image.open(io.BytesIO(data)) as opened:  # reads only the header
+            image_format = str(opened.format).lower()
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where} is not a picture ({error}): get another copy.") from None
-    file = folder / f"{number:06}{suffix}"
+        raise UserError(f"{where} is not an image ({error}): get another copy.") from None
+    suffix = "jpg" if image_format == "jpeg" else image_format
+    file = folder / f"{number:06}.{suffix}"
     if file.exists() and file.read_bytes() == data:
         return file
     if file.exists() and not overwrite:
         raise UserError(
-            f"{file} is there and is another picture than {where}, of another copy: add --overwrite to replace those "
-            "pictures, or choose another --data-root and --out."
+            f"{file} exists and is a different image from {where}, probably of another copy: add --overwrite to "
+            "replace those images, or choose another --data-root and --out."
         )
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / ".new"

@@ -1,79 +1,89 @@
-"""Which class of a benchmark a name of somebody else's copy means."""
+"""Maps the class names of archives and copies to a benchmark's class indices."""
 
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-from vlmclassifier.benchmarks import FLOWER_RENAMES, Benchmark
+from vlmclassifier.benchmarks import Benchmark
+from vlmclassifier.class_lists import FLOWER_RENAMES, first_index
 from vlmclassifier.records import UserError
+from vlmclassifier.scoring.class_facts import lemmas, synsets
 from vlmclassifier.scoring.mentions import plain_words
-from vlmclassifier.scoring.special import lemmas, synsets
 
-# Caltech's folders whose names are not those of the classes; both face folders are one class (paper section 0).
+# Caltech's folders that are not named after their class; both face folders are one class, as in the paper.
 CALTECH_FOLDERS = {"faces": "face", "faces easy": "face", "leopards": "leopard", "motorbikes": "motorbike",
                    "airplanes": "airplane"}  # fmt: skip
-NO_CLASS = {"caltech": {"background google"}}  # folders that are left out
-LEMMAS_ALIKE = 990  # of ImageNet's 1,000 positions; a copy in another order agrees on a handful
+EXCLUDED_FOLDERS = {"caltech": {"background google"}}  # by benchmark
+MIN_LEMMA_MATCHES = 990  # of ImageNet's 1,000 classes; a copy in another order matches only a few
 
 
 class ClassFinder:
-    """Finds the class index for the names that a source uses, however it spells them."""
+    """Finds the class index of a name as an archive or a copy writes it."""
 
     def __init__(self, benchmark: Benchmark, names: Sequence[str]) -> None:
-        self.benchmark, self.names = benchmark, tuple(names)
-        self._index = {plain_words(name): index for index, name in reversed(list(enumerate(names)))}
+        self.benchmark = benchmark
+        self.names = tuple(names)
+        self._index = first_index([plain_words(name) for name in names])
         if benchmark.key == "imagenet":
-            self._index |= {synset: index for index, synset in enumerate(synsets())}
+            for index, synset in enumerate(synsets()):
+                self._index[synset] = index
         if benchmark.key == "flowers":
-            self._index |= {plain_words(theirs): self._index[ours] for theirs, ours in FLOWER_RENAMES.items()}
+            for torchvision_name, paper_name in FLOWER_RENAMES.items():
+                self._index[plain_words(torchvision_name)] = self._index[paper_name]
         if benchmark.key == "caltech":
-            self._index |= {theirs: self._index[ours] for theirs, ours in CALTECH_FOLDERS.items()}
+            for folder_name, class_name in CALTECH_FOLDERS.items():
+                self._index[folder_name] = self._index[class_name]
 
     def find(self, name: str, where: str) -> int | None:
-        """The class index of one name; None for a folder that is no class.
+        """Return the class index of one name, None for a folder that is excluded from the benchmark.
 
-        `where`: what holds the name. Raises UserError for a number and for an unknown name (the nearest is told).
+        `where`: the file or folder that has the name, for the error message. Raises UserError for a number and for an
+        unknown name.
         """
         words = plain_words(name)
-        if words in NO_CLASS.get(self.benchmark.key, ()):
+        if words in EXCLUDED_FOLDERS.get(self.benchmark.key, ()):
             return None
         if words in self._index:
             return self._index[words]
-        if year := re.fullmatch(r"(.*) ((?:19|20)\d\d)", words):  # the cars' official names end with it
-            turned = f"{year[2]} {year[1]}"
-            if turned in self._index:
-                return self._index[turned]
+        if match := re.fullmatch(r"(.*) ((?:19|20)\d\d)", words):  # the cars' official names end with the year
+            year_first = f"{match[2]} {match[1]}"
+            if year_first in self._index:
+                return self._index[year_first]
         if words.isdecimal():
             raise UserError(
-                f"{where} has the number {name} for a class name, which does not say which class it is: use the "
-                "official archives or a copy with names (data/README.md)."
+                f"{where} has the number {name} as a class name, which does not identify a class: use the official "
+                "archives or a copy with class names (data/README.md)."
             )
-        near = get_close_matches(words, self._index, 1, 0.0)[0]
+        nearest = get_close_matches(words, self._index, 1, 0.0)[0]
         raise UserError(
-            f"{where} has the class {name!r}, which is none of {self.benchmark.title}'s; the nearest is "
-            f"{self.names[self._index[near]]!r}: is it another data set?"
+            f"{where} has the class {name!r}, which is not a class of {self.benchmark.title} (the nearest is "
+            f"{self.names[self._index[nearest]]!r}): check that it is the right data set."
         )
 
     def find_all(self, names: Sequence[str], where: str) -> list[int | None]:
-        """The class indices of a whole list of names, as a label column has it.
+        """Return the class indices of a list of names, such as the names of a label column.
 
-        ImageNet's names are not unique, so that a list of 1,000 is taken in its order once WordNet's names confirm it.
+        Some of ImageNet's names are shared by two classes. A list of 1,000 names is therefore taken as the class order
+        if WordNet's names of nearly every class confirm it.
+
+        Raises UserError for a number and for an unknown name.
         """
         if self.benchmark.key == "imagenet" and len(names) == len(self.names):
-            alike = sum(
-                bool({part.strip().lower() for part in theirs.split(",")} & {*all_names, ours.lower()})
-                for theirs, ours, all_names in zip(names, self.names, lemmas(), strict=True)
-            )
-            if alike >= LEMMAS_ALIKE:
+            matches = 0
+            for given, class_name, class_lemmas in zip(names, self.names, lemmas(), strict=True):
+                given_parts = {part.strip().lower() for part in given.split(",")}
+                if given_parts & {*class_lemmas, class_name.lower()}:
+                    matches += 1
+            if matches >= MIN_LEMMA_MATCHES:
                 return list(range(len(names)))
         return [self.find(name, where) for name in names]
 
     def check_complete(self, found: Iterable[int | None], where: str) -> None:
-        """Raise UserError where not every class of the benchmark occurs."""
+        """Raise UserError unless every class index of the benchmark is in `found`."""
         missing = sorted(set(range(len(self.names))) - set(found))
         if missing:
-            have, all_of_them = len(self.names) - len(missing), len(self.names)
+            total = len(self.names)
             raise UserError(
-                f"{where} has {have} of the {all_of_them} classes of {self.benchmark.title}; "
-                f"{self.names[missing[0]]!r} is missing, say: get the whole data set."
+                f"{where} has {total - len(missing)} of the {total} classes of {self.benchmark.title}; the first "
+                f"missing class is {self.names[missing[0]]!r}: get the complete data set."
             )

@@ -1,4 +1,4 @@
-"""Splits, counts and files: what the rows of a data set become."""
+"""Splits, the comparison with the paper's rows, and the manifest file."""
 
 import gzip
 import hashlib
@@ -11,33 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from vlmclassifier.benchmarks import Benchmark, class_index, name_positions, parse_row
-from vlmclassifier.preparing.official import Row, imagenet_fields, nested
+from vlmclassifier.benchmarks import Benchmark, class_index, parse_row
+from vlmclassifier.class_lists import name_positions
+from vlmclassifier.preparing.official import Row, imagenet_fields, subfolder_or_self
 from vlmclassifier.records import UserError
 
-# Rows of each split by the paper (section 0). ImageNet's train split is not needed by any table of main_results.
-PAPER_COUNTS = {
-    "imagenet": {"valid": 50_000},
-    "flowers": {"train": 2_040, "test": 6_149},
-    "cars": {"train": 8_144, "test": 8_041},
-    "caltech": {"train": 4_346, "test": 4_331},
-}
-# SHA-256 of the paper's rows, as rows_digest writes them. Its ImageNet rows are the official validation set.
-PAPER_DIGESTS = {
-    "flowers": "e153b8207278072ccf6d7d95ebe5ebe31cc42effc5a4021301d90a5682e6da1d",
-    "cars": "7f118cdd8ce75a7dec111202930b0cda6317c7a8aaecf14d70c65b3d0300305b",
-    "caltech": "f11a0f967bffe3ba329a9b6ea89a327ceee3f385e416de15135d26eff443abb4",
-}
-NOTE = "not the paper's split"  # tables show it and compare such rows with nothing
+NOTE = "not the paper's split"  # a tag of every run on such rows; tables do not compare them with the paper
 
 
-def with_splits(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> tuple[list[Row], bool]:
-    """The rows with a split that can be evaluated: their own, or where they have none a seeded half of every class.
+def assign_splits(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> tuple[list[Row], bool]:
+    """Return the rows with a test split: their own, or a seeded half of every class if they have none.
 
-    The second value says whether halves were drawn.
-
-    ImageNet's pictures without a split are taken for the validation set. The half that a picture falls into depends on
-    (seed, class, file name) alone.
+    ImageNet's images without a split become the validation set. Which half an image is in depends only on the seed, its
+    class and its file name. The second value tells whether halves were drawn.
     """
     test = benchmark.test_split
     if any(row.split == test for row in rows):
@@ -47,126 +33,175 @@ def with_splits(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> tuple[l
     by_class: dict[int, list[Row]] = {}
     for row in rows:
         by_class.setdefault(row.class_index, []).append(row)
-    train = set()
-    for some in by_class.values():
-        drawn = sorted(some, key=lambda row: hashlib.sha256(f"{seed}:{_name(row)}".encode()).digest())
-        train |= {row.image for row in drawn[: math.ceil(len(some) / 2)]}
+    train: set[Path] = set()
+    for class_rows in by_class.values():
+        drawn = sorted(class_rows, key=lambda row: _draw_key(row, seed))
+        for row in drawn[: math.ceil(len(drawn) / 2)]:
+            train.add(row.image)
     return [replace(row, split="train" if row.image in train else test) for row in rows], True
 
 
-def _name(row: Row) -> str:
-    return f"{row.class_index}:{row.image.parent.name}/{row.image.name}"
+def _draw_key(row: Row, seed: int) -> bytes:
+    """A pseudo-random sort key that does not depend on the other rows."""
+    name = f"{row.class_index}:{row.image.parent.name}/{row.image.name}"
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
 def find_paper_manifest(folder: Path, benchmark: Benchmark) -> Path:
-    """The paper's manifest in a checkout of its repository, or in a folder with KEY.jsonl or KEY.jsonl.gz.
+    """Return the paper's KEY.jsonl or KEY.jsonl.gz in `folder` or, as in a checkout of its repository, in its data/.
 
-    Raises UserError where there is none.
+    Raises UserError when there is none.
     """
     name = f"{benchmark.key}.jsonl"
-    places = [place / file for place in (folder, folder / "data") for file in (name, f"{name}.gz")]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        raise UserError(f"--paper-manifests {folder} holds neither {name} nor {name}.gz, nor data/{name}.")
-    return file
+    candidates = [name, f"{name}.gz", f"data/{name}", f"data/{name}.gz"]
+    for candidate in candidates:
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise UserError(
+        f"--paper-manifests {folder} contains none of {', '.join(candidates)}: give a checkout of the paper's "
+        "repository."
+    )
 
 
-def paper_rows(
-    file: Path, benchmark: Benchmark, names: Sequence[str], places: Sequence[Path], folders: Mapping[str, Path]
+def read_paper_rows(
+    file: Path,
+    benchmark: Benchmark,
+    names: Sequence[str],
+    search_folders: Sequence[Path],
+    image_folders: Mapping[str, Path],
 ) -> list[Row]:
-    """The rows of the paper's own manifest, with the pictures in `folders` (by the first part of a path) or `places`.
+    """Return the rows of the paper's own manifest with the image files on this machine.
 
-    Raises UserError for a file that cannot be read or has no rows, and a row of another form or label.
+    `image_folders`: the known image folders, by their names in the paper's paths (such as jpg). `search_folders`: where
+    any other image folder is looked for.
+
+    Raises UserError for a file that cannot be read or has no rows, and for a row with a wrong form or label.
     """
-    try:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as lines:
-            text = lines.read()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}): get it again.") from None
-    positions, rows = name_positions(names), []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{file} row {number}"
-            values = parse_row(line, where)
-            if values.get("note"):
-                raise UserError(f"{where} says {values['note']!r}: name the folder of the paper's own manifests.")
-            parts = [part for part in PurePosixPath(values["image"]).parts if part != "."]
-            tail = parts[2:] if parts[:1] == ["data"] else parts  # data/Flowers102/jpg/...
-            if not tail:
-                raise UserError(f"{where}: the image path {values['image']} names no picture: get the file again.")
-            found = class_index(values, positions, where)
-            more = imagenet_fields(found) if benchmark.key == "imagenet" else {}
-            there = next((place / tail[0] for place in places if (place / tail[0]).is_dir()), places[0] / tail[0])
-            image = folders.get(tail[0], there).joinpath(*tail[1:])
-            rows.append(Row(nested(image.parent) / image.name, found, values["split"], more))
+    positions = name_positions(names)
+    rows = []
+    for number, line in enumerate(_read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{file} row {number}"
+        values = parse_row(line, where)
+        if values.get("note"):
+            raise UserError(f"{where} has the note {values['note']!r}: give the folder of the paper's own manifests.")
+        image = _image_file(values["image"], search_folders, image_folders, where)
+        index = class_index(values, positions, where)
+        extra_fields = imagenet_fields(index) if benchmark.key == "imagenet" else {}
+        rows.append(Row(image, index, values["split"], extra_fields))
     if not rows:
         raise UserError(f"{file} has no rows: get it again.")
     return rows
 
 
+def _read_text(file: Path) -> str:
+    try:
+        if file.suffix == ".gz":
+            with gzip.open(file, "rt", encoding="utf-8") as stream:
+                return stream.read()
+        with open(file, encoding="utf-8") as stream:
+            return stream.read()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}): get it again.") from None
+
+
+def _image_file(path: str, search_folders: Sequence[Path], image_folders: Mapping[str, Path], where: str) -> Path:
+    """The file of an image path of the paper, such as ./data/Flowers102/jpg/image_00001.jpg."""
+    parts = PurePosixPath(path).parts
+    if parts[:1] == ("data",):
+        parts = parts[2:]
+    if not parts:
+        raise UserError(f"{where}: the image path {path} has no file name: get the file again.")
+    top = parts[0]
+    folder = image_folders.get(top)
+    if folder is None:
+        folder = next((search / top for search in search_folders if (search / top).is_dir()), search_folders[0] / top)
+    image = folder.joinpath(*parts[1:])
+    return subfolder_or_self(image.parent, image.parent.name) / image.name
+
+
 def split_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """Rows of each split."""
+    """The number of rows of each split."""
     return dict(sorted(Counter(row.split for row in rows).items()))
 
 
-def against_paper(rows: Sequence[Row], benchmark: Benchmark) -> str:
-    """How the counts differ from the paper's, in words; "" where they do not."""
-    counts, wrong = split_counts(rows), []
-    for split, count in PAPER_COUNTS[benchmark.key].items():
-        if counts.get(split, 0) != count:
-            wrong.append(f"{split} has {counts.get(split, 0):,} rows, the paper's {count:,}")
-    return "; ".join(wrong)
+def count_differences(rows: Sequence[Row], benchmark: Benchmark) -> str:
+    """How the number of rows of each split differs from the paper's, in words; "" if it does not."""
+    counts = split_counts(rows)
+    differences = []
+    for split, paper_count in benchmark.paper_rows.items():
+        count = counts.get(split, 0)
+        if count != paper_count:
+            differences.append(f"{split} has {count:,} rows, the paper's {paper_count:,}")
+    return "; ".join(differences)
 
 
 def rows_digest(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """The SHA-256 of what the rows say in whatever order: each picture's folder and file name, label and split."""
-    lines = (f"{row.image.parent.name}/{row.image.name}\t{names[row.class_index]}\t{row.split}\n" for row in rows)
+    """The SHA-256 of the rows in any order: the folder name and file name, label and split of each image."""
+    lines = []
+    for row in rows:
+        lines.append(f"{row.image.parent.name}/{row.image.name}\t{names[row.class_index]}\t{row.split}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def compared_with_paper(
-    rows: Sequence[Row], benchmark: Benchmark, names: Sequence[str], copied: bool, drawn: bool
+def compare_with_paper(
+    rows: Sequence[Row], benchmark: Benchmark, names: Sequence[str], is_copy: bool, drawn: bool
 ) -> tuple[str, str]:
-    """The note that the rows carry where they are not the paper's, and a sentence on how they compare.
+    """Return the note for rows that are not the paper's ("" for the paper's), and a sentence on the comparison.
 
-    `copied`: they are somebody's copy, whose file names say nothing; `drawn`: their split is ours.
+    `is_copy`: the rows are from a third-party copy, whose file names do not identify the images. `drawn`: the splits
+    were drawn here.
     """
-    papers = PAPER_DIGESTS.get(benchmark.key)
-    if papers and rows_digest(rows, names) == papers:
-        return "", "As in the paper: the same pictures with the same labels in the same splits."
-    if different := against_paper(rows, benchmark):
-        return NOTE, f"Mismatch: {different}."
+    paper_digest = benchmark.paper_rows_sha256
+    if paper_digest and rows_digest(rows, names) == paper_digest:
+        return "", "As in the paper: the same images with the same labels in the same splits."
+    if differences := count_differences(rows, benchmark):
+        return NOTE, f"Mismatch: {differences}."
     if drawn or benchmark.key == "caltech":
-        return NOTE, "The paper's split is another one."
-    if copied:
-        return "", "The counts are the paper's; that this copy has the same pictures in its splits is not checked."
-    if papers:
-        return NOTE, "Mismatch: the counts are the paper's, but some pictures have another label or split."
+        return NOTE, "Mismatch: the counts are the paper's, but the splits are not."
+    if is_copy:
+        return "", "The counts are the paper's; whether this copy has the same images in each split is not checked."
+    if paper_digest:
+        return NOTE, "Mismatch: the counts are the paper's, but some images have a different label or split."
     return "", "The counts are the paper's."
 
 
 def manifest_text(rows: Sequence[Row], names: Sequence[str], data_root: Path, note: str) -> str:
-    """The manifest's lines, image paths relative to `data_root`. Raises UserError for a picture outside of it."""
+    """The manifest's lines, with image paths relative to `data_root`.
+
+    Raises UserError for an image outside `data_root`.
+    """
     lines = []
     for row in rows:
         try:
             image = row.image.relative_to(data_root).as_posix()
         except ValueError:
-            raise UserError(
-                f"{row.image} lies outside of the data root {data_root}: name another --data-root."
-            ) from None
+            raise UserError(f"{row.image} is outside the data root {data_root}: give another --data-root.") from None
         if ".." in PurePosixPath(image).parts:
             raise UserError(f"The image path {image} leaves the data root: get the official annotations.")
-        values = {"image": image, "label": names[row.class_index], "split": row.split} | row.more
-        lines.append(json.dumps(values | ({"note": note} if note else {}), ensure_ascii=False) + "\n")
+        values = {"image": image, "label": names[row.class_index], "split": row.split} | row.extra_fields
+        if note:
+            values["note"] = note
+        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
     return "".join(lines)
 
 
-def write_files(texts: dict[Path, str], overwrite: bool) -> None:
-    """Write whole files or nothing; one that is the same stays. Raises UserError for one with other content."""
-    changed = {file: text for file, text in texts.items() if not file.exists() or file.read_bytes() != text.encode()}
-    if not overwrite and (there := next((file for file in changed if file.exists()), None)):
-        raise UserError(f"{there} is there with other content: add --overwrite to replace it, or choose another --out.")
+def write_files(texts: Mapping[Path, str], overwrite: bool) -> None:
+    """Write all files or none; a file that has the same content already is not touched.
+
+    Raises UserError for an existing file with different content, unless `overwrite` is set.
+    """
+    changed = {}
+    for file, text in texts.items():
+        if not file.exists():
+            changed[file] = text
+        elif file.read_bytes() != text.encode():
+            if not overwrite:
+                raise UserError(
+                    f"{file} exists with different content: add --overwrite to replace it, or choose another --out."
+                )
+            changed[file] = text
     for file, text in changed.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         new = file.with_name(f".{file.name}.new")

@@ -1,4 +1,4 @@
-"""The one place that calls a decoder with tree masks: a cached prompt, continued along many paths at once."""
+"""Decoding with tree attention masks: cached prompts are continued along many paths in one forward pass."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,195 +10,212 @@ from transformers.cache_utils import DynamicLayer
 
 from vlmclassifier.vlm import VLM
 
-ROOM = 256  # tree tokens that a cache has room for, at least
-SLICE = 2**22  # logits that are held in float32 at a time
+SPARE_TOKENS = 256  # tree tokens by which a cache buffer grows, at least
+LOGITS_PER_SLICE = 2**22  # logits that are kept in float32 at a time
 
 
 class TreeLayer(DynamicLayer):
-    """A cache layer with room for tree tokens: they are written in place, and given up without a copy of the prompt."""
+    """A layer of the KV cache with spare capacity: tree tokens are added and removed without copying the prompt."""
 
     def __init__(self, prompt: DynamicLayer) -> None:
         super().__init__()
         self.lazy_initialization(prompt.keys, prompt.values)
-        self._room = (prompt.keys, prompt.values)  # buffers [batch, heads, length and more, width]
-        self.keys, self.values = self._room
+        self._buffers = (prompt.keys, prompt.values)  # both [batch, heads, capacity, width]
+        self.keys, self.values = self._buffers  # views of the buffers: [batch, heads, length, width]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append [batch, heads, new, width]; returns all keys and values, as views of the buffers."""
+        """Append keys and values [batch, heads, new, width]. Returns all of them, as views of the buffers."""
         start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
-        if end > self._room[0].shape[-2]:
-            more = end - start + max(ROOM, end - start)
-            self._room = tuple(
-                torch.cat([held, held.new_empty((*held.shape[:2], more, held.shape[3]))], dim=2)
-                for held in (self.keys, self.values)
-            )
-        self._show(end)
+        if end > self._buffers[0].shape[-2]:
+            additional = end - start + max(SPARE_TOKENS, end - start)
+            self._buffers = (_enlarge(self.keys, additional), _enlarge(self.values, additional))
+        self._set_length(end)
         self.keys[:, :, start:] = key_states
         self.values[:, :, start:] = value_states
         return self.keys, self.values
 
-    def keep(self, length: int, places: Tensor) -> None:
-        """Keep the first `length` tokens and those at `places` behind them."""
-        some = places.to(self.keys.device) + length
-        kept = [held[:, :, some] for held in self._room]
-        self._show(length + len(places))
-        self.keys[:, :, length:], self.values[:, :, length:] = kept
+    def keep_tokens(self, length: int, positions: Tensor) -> None:
+        """Keep the first `length` tokens, and of the tokens after them those at `positions` [kept]."""
+        positions = positions.to(self.keys.device)
+        keys, values = (buffer[:, :, positions + length] for buffer in self._buffers)  # [batch, heads, kept, width]
+        self._set_length(length + len(positions))
+        self.keys[:, :, length:] = keys
+        self.values[:, :, length:] = values
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Keep only some rows of the batch."""
-        end, some = self.keys.shape[-2], rows.to(self.keys.device)
-        self._room = tuple(held[some] for held in self._room)
-        self._show(end)
+        """Keep only these rows [kept] of the batch."""
+        length, rows = self.keys.shape[-2], rows.to(self.keys.device)
+        self._buffers = tuple(buffer[rows] for buffer in self._buffers)
+        self._set_length(length)
 
-    def _show(self, end: int) -> None:
-        self.keys, self.values = (held[:, :, :end] for held in self._room)
+    def _set_length(self, length: int) -> None:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
 
 
-class Prefix:
-    """The cache of some prompts (padded on the left) and of the tree tokens that were run behind them."""
+def _enlarge(states: Tensor, additional: int) -> Tensor:
+    """Keys or values [batch, heads, length, width] with uninitialised capacity for additional tokens behind them."""
+    empty = states.new_empty((*states.shape[:2], additional, states.shape[3]))
+    return torch.cat([states, empty], dim=2)
 
-    def __init__(self, cache: DynamicCache, mask: Tensor, last: Tensor, logits: Tensor) -> None:
+
+class PromptCache:
+    """The KV cache of a batch of prompts with left padding, and of the tree tokens that were run after them."""
+
+    def __init__(self, cache: DynamicCache, mask: Tensor, last_position: Tensor, logits: Tensor) -> None:
         cache.layers = [TreeLayer(layer) for layer in cache.layers]
         self.cache = cache
         self.mask = mask  # bool [batch, prompt]
-        self.place = mask.long().cumsum(1) - 1  # [batch, prompt] position of every token, -1 in the padding
-        self.last = last  # [batch, 1] or [batch, 3, 1]: position of the last token as the decoder counts it
-        self.logits = logits  # float32 [batch, vocabulary], behind the last token
-        self.depth = mask.new_zeros((mask.shape[0], 0), dtype=torch.long)  # [batch, tree] of the tree tokens held
+        self.positions = mask.long().cumsum(1) - 1  # [batch, prompt] positions of the tokens; -1 in the padding
+        self.last_position = last_position  # [batch, 1] position of the last token, as the decoder counts it
+        self.logits = logits  # float32 [batch, vocabulary], after the last token
+        self.depth = mask.new_zeros((mask.shape[0], 0), dtype=torch.long)  # [batch, tree] of the cached tree tokens
 
     @property
     def length(self) -> int:
-        """Tokens of the padded prompt."""
+        """The number of tokens of the padded prompts."""
         return self.mask.shape[1]
 
     @torch.inference_mode()
-    def keep_tree(self, places: Tensor) -> None:
-        """Keep only the tree tokens at these places [kept], the same ones in every row."""
-        if len(places) == self.depth.shape[1]:
+    def keep_tree_tokens(self, positions: Tensor) -> None:
+        """Keep only the tree tokens at these positions [kept] among the tree tokens, the same in every row."""
+        if len(positions) == self.depth.shape[1]:
             return
         for layer in self.cache.layers:
-            layer.keep(self.length, places)
-        self.depth = self.depth[:, places]
+            layer.keep_tokens(self.length, positions)
+        self.depth = self.depth[:, positions]
 
     @torch.inference_mode()
     def keep_rows(self, rows: Tensor) -> None:
-        """Keep only some of the batch's rows [kept]."""
+        """Keep only these rows [kept] of the batch."""
         for layer in self.cache.layers:
             layer.keep_rows(rows)
-        self.mask, self.place, self.last = self.mask[rows], self.place[rows], self.last[rows]
-        self.logits, self.depth = self.logits[rows], self.depth[rows]
+        self.mask = self.mask[rows]
+        self.positions = self.positions[rows]
+        self.last_position = self.last_position[rows]
+        self.logits = self.logits[rows]
+        self.depth = self.depth[rows]
 
 
 class TreeDecoder:
-    """A vision-language model as prompt reader, decoder and head."""
+    """The decoder and the output embeddings of a vision-language model, for prompts and for trees of tokens."""
 
     def __init__(self, vlm: VLM) -> None:
         self.model = vlm.model
-        self.decoder = _innermost(vlm.model)
+        self.decoder = _innermost_decoder(vlm.model)
         self.head = vlm.model.get_output_embeddings()
         config = self.decoder.config
         self.softcap = getattr(config, "final_logit_softcapping", None)
-        self.caps = self.softcap is not None
+        self.applies_softcap = self.softcap is not None
         self.window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
-        # Decoders of several kinds of layers take a mask per kind, the others one mask.
-        self.kinds = sorted(set(kinds)) if kinds and set(kinds) != {"full_attention"} else None
+        layer_types = set(getattr(config, "layer_types", None) or ())
+        # A decoder with several types of layers takes one mask per type, the others take one mask.
+        self.layer_types = sorted(layer_types) if layer_types - {"full_attention"} else None
 
     @torch.inference_mode()
-    def read(self, inputs: Mapping[str, Tensor]) -> Prefix:
-        """Run prompts (what `VLM.prepare` made, or `input_ids` and `attention_mask` alone) and keep their cache."""
+    def prefill(self, inputs: Mapping[str, Tensor]) -> PromptCache:
+        """Run prompts and keep their KV cache.
+
+        `inputs`: the processor's output on the device; without an image only `input_ids` and `attention_mask`, both
+        [batch, prompt].
+        """
         mask = inputs["attention_mask"].bool()  # [batch, prompt]
-        position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
+        position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)  # [batch, prompt]
         core = self.model.base_model
-        turning = hasattr(core, "rope_deltas")  # Qwen-VL's three-dimensional positions, which it works out itself
-        if turning:
+        uses_mrope = hasattr(core, "rope_deltas")  # Qwen-VL computes its three-dimensional positions itself
+        if uses_mrope:
             core.rope_deltas = None
         network = self.model
         if "pixel_values" not in inputs and hasattr(network, "qformer"):
-            network = network.language_model  # the BLIPs' own forward insists on a picture
-        more = {} if turning else {"position_ids": position_ids}
-        # A cache without a config: no layer forgets what its window has passed; the mask below has the window.
-        raw: list[Tensor] = []
-        watch = self.head.register_forward_hook(lambda module, given, logits: raw.append(logits))
+            network = network.language_model  # the forward pass of BLIP-2 and InstructBLIP requires an image
+        positions = {} if uses_mrope else {"position_ids": position_ids}
+        raw_logits: list[Tensor] = []  # before the softcap
+        hook = self.head.register_forward_hook(lambda module, arguments, logits: raw_logits.append(logits))
         try:
-            outputs = network(**inputs, **more, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
-        finally:  # after a batch that did not fit, too: it would hold on to all later logits
-            watch.remove()
+            # The cache has no config, so that layers with a sliding window keep all tokens: masks apply the window.
+            outputs = network(**inputs, **positions, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
+        finally:  # also after running out of memory: the hook would keep the logits of all later batches
+            hook.remove()
         outputs = getattr(outputs, "language_model_outputs", outputs)
-        last = position_ids[:, -1:]  # [batch, 1]
-        if turning and core.rope_deltas is not None:
-            last = last + core.rope_deltas.view(-1, 1).to(last.device)
+        last_position = position_ids[:, -1:]  # [batch, 1]
+        if uses_mrope and core.rope_deltas is not None:
+            last_position = last_position + core.rope_deltas.view(-1, 1).to(last_position.device)
         logits = outputs.logits[:, -1]  # [batch, vocabulary]
-        # Whether a model puts its config's cap on them: transformers 5.17 forgets PaliGemma's.
-        self.caps = self.softcap is not None and not torch.equal(raw[-1][:, -1], logits)
-        return Prefix(outputs.past_key_values, mask, last, logits.float())
+        # Not every model applies the softcap of its config: transformers 5.17 does not do it for PaliGemma.
+        self.applies_softcap = self.softcap is not None and not torch.equal(raw_logits[-1][:, -1], logits)
+        return PromptCache(outputs.past_key_values, mask, last_position, logits.float())
 
     @torch.inference_mode()
-    def run(self, prefix: Prefix, tokens: Tensor, depth: Tensor, visible: Tensor) -> Tensor:
-        """Run tree tokens [batch, new] at their depths [batch, new]; they join the prefix's cache.
+    def run_tree(self, prompt_cache: PromptCache, input_ids: Tensor, depth: Tensor, visible: Tensor) -> Tensor:
+        """Run tree tokens [batch, new] at these depths [batch, new], and add them to the cache.
 
-        `visible`: bool [batch, new, held + new], which tree tokens each of them sees. Returns hidden states
-        [batch, new, width], for `log_probs`.
+        `visible`: bool [batch, new, tree], the tree tokens that each new token attends to, where tree counts the cached
+        tokens and then the new ones. Returns hidden states [batch, new, width] for `log_probs`.
         """
-        depths = torch.cat([prefix.depth, depth], dim=1)  # [batch, held + new]
-        seen = torch.cat([prefix.mask[:, None].expand(-1, depth.shape[1], -1), visible], dim=2)
-        end = prefix.place[:, -1:]
-        keys = torch.cat([prefix.place, end + depths], dim=1)  # [batch, keys] positions
-        distance = (end + depth)[:, :, None] - keys[:, None]  # [batch, new, keys]
-        masks = {"full_attention": seen}
+        tree_depth = torch.cat([prompt_cache.depth, depth], dim=1)  # [batch, tree]
+        prompt_mask = prompt_cache.mask[:, None].expand(-1, depth.shape[1], -1)  # [batch, new, prompt]
+        attended = torch.cat([prompt_mask, visible], dim=2)  # [batch, new, keys]
+        last_position = prompt_cache.positions[:, -1:]  # [batch, 1]
+        key_positions = torch.cat([prompt_cache.positions, last_position + tree_depth], dim=1)  # [batch, keys]
+        distance = (last_position + depth)[:, :, None] - key_positions[:, None]  # [batch, new, keys]
+        masks = {"full_attention": attended}
         if self.window is not None:
-            masks["sliding_attention"] = seen & (distance < self.window)
+            masks["sliding_attention"] = attended & (distance < self.window)
         dtype = next(self.decoder.parameters()).dtype
-        masks = {kind: _additive(mask, dtype) for kind, mask in masks.items()}
-        mask = {kind: masks[kind] for kind in self.kinds} if self.kinds else list(masks.values())[-1]
-        position_ids = prefix.last + depth  # [batch, new]
+        masks = {layer_type: _additive_mask(mask, dtype) for layer_type, mask in masks.items()}
+        if self.layer_types is not None:
+            attention_mask = {layer_type: masks[layer_type] for layer_type in self.layer_types}
+        elif self.window is not None:
+            attention_mask = masks["sliding_attention"]
+        else:
+            attention_mask = masks["full_attention"]
+        position_ids = prompt_cache.last_position + depth  # [batch, new]
         if hasattr(self.model.base_model, "rope_deltas"):
             position_ids = position_ids.expand(3, -1, -1)  # [3, batch, new]
         outputs = self.decoder(
-            input_ids=tokens, attention_mask=mask, position_ids=position_ids, past_key_values=prefix.cache,
-            use_cache=True,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=prompt_cache.cache, use_cache=True,
         )  # fmt: skip
-        prefix.depth = depths
+        prompt_cache.depth = tree_depth
         return outputs.last_hidden_state
 
     @torch.inference_mode()
     def log_probs(self, hidden_states: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
-        """Log-probabilities of tokens [edges] behind hidden states [states, width], whose places `rows` [edges] names.
+        """Log-probabilities of `tokens` [edges] after the hidden states in `rows` [edges] of [states, width].
 
-        `rows` must not fall. The head runs in slices, so that its memory does not grow with the states; the softmax is
-        in float32, since in bfloat16 it makes ties. Returns float32 [edges].
+        `rows` must be sorted. The output embeddings are applied in slices, so that the memory does not grow with the
+        number of states. The softmax is computed in float32, because bfloat16 would make ties. Returns float32 [edges].
         """
         vocabulary = self.head.weight.shape[0]
-        step = max(1, SLICE // vocabulary)
+        step = max(1, LOGITS_PER_SLICE // vocabulary)
         parts = []
         for start in range(0, len(hidden_states), step):
             logits = self.head(hidden_states[start : start + step])  # [step, vocabulary]
-            if self.caps:
+            if self.applies_softcap:
                 logits = torch.tanh(logits / self.softcap) * self.softcap
             logits = logits.float()
             low, high = torch.searchsorted(rows, torch.tensor([start, start + step], device=rows.device)).tolist()
-            parts.append(gathered(logits, rows[low:high] - start, tokens[low:high]))
+            parts.append(token_log_probs(logits, rows[low:high] - start, tokens[low:high]))
         return torch.cat(parts)
 
 
-def gathered(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
-    """log softmax of `tokens` [edges] in the rows [edges] of logits [states, vocabulary]; rounding stays below 0."""
+def token_log_probs(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of `tokens` [edges] in `rows` [edges] of logits [states, vocabulary]; never above 0."""
     return (logits[rows, tokens] - logits.logsumexp(dim=-1)[rows]).clamp(max=0)
 
 
-def _innermost(model: nn.Module) -> Any:
-    """The decoder without its head: BLIP-2 names the whole language model of OPT its decoder."""
+def _innermost_decoder(model: nn.Module) -> Any:
+    """The decoder without its output embeddings. For BLIP-2, `get_decoder` returns the whole language model first."""
     decoder = model.get_decoder()
     while (inner := decoder.get_decoder()) is not decoder and inner is not None:
         decoder = inner
     return decoder
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask [batch, new, keys] as numbers to add to attention scores [batch, 1, new, keys].
+def _additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask [batch, new, keys] as numbers to add to the attention scores: [batch, 1, new, keys].
 
-    A boolean mask of four dimensions is silently wrong in eager attention.
+    Eager attention silently computes wrong results with a boolean mask of four dimensions.
     """
     blocked = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
     return blocked[:, None]

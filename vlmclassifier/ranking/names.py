@@ -1,4 +1,4 @@
-"""The tokens of class names, as the model would continue its prompt with them."""
+"""The tokens of class names as a continuation of the model's prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,70 +9,76 @@ from vlmclassifier.ranking.trie import LabelTrie, build_trie
 
 @dataclass(frozen=True)
 class NameTokens:
-    """Token ids of every name, and how they differ from the names' own, tokenised without a prompt."""
+    """The token ids of every name as a continuation of the prompt, and of every name tokenised alone."""
 
-    ids: tuple[tuple[int, ...], ...]  # what is fed and read
-    bare: tuple[tuple[int, ...], ...]  # the name alone, without a begin token
-    apart: int  # names whose joint tokenisation changes the prompt's own tokens: theirs are those of " name"
-
-    @property
-    def different(self) -> int:
-        """Names whose own tokens are not those of the continuation."""
-        return sum(a != b for a, b in zip(self.ids, self.bare, strict=True))
+    ids: tuple[tuple[int, ...], ...]  # as continuations of the prompt
+    bare_ids: tuple[tuple[int, ...], ...]  # of the name alone, without a begin token
+    retokenised_count: int  # names that would change the tokens of the prompt; their `ids` are those of " name"
 
     @property
-    def different_length(self) -> int:
-        """Names whose own tokens are not as many."""
-        return sum(len(a) != len(b) for a, b in zip(self.ids, self.bare, strict=True))
+    def different_count(self) -> int:
+        """The number of names whose tokens alone differ from those of the continuation."""
+        return sum(ids != bare_ids for ids, bare_ids in zip(self.ids, self.bare_ids, strict=True))
 
-    def trie(self, paper: bool = False) -> LabelTrie:
-        """The trie of the names.
+    @property
+    def different_length_count(self) -> int:
+        """The number of names that have another number of tokens alone than as a continuation."""
+        return sum(len(ids) != len(bare_ids) for ids, bare_ids in zip(self.ids, self.bare_ids, strict=True))
 
-        `paper`: as the reference does, the continuation is fed, but the log-probabilities of the bare name's tokens
-        are read, from the prompt's last token on, as far as something was fed (paper section 2).
+    def trie(self, paper_tokenisation: bool = False) -> LabelTrie:
+        """The label trie of the names.
+
+        `paper_tokenisation`: as in the reference code, the model's input is the continuation, but the targets are the
+        tokens of the name alone, as many as the positions from the last token of the prompt on (paper, section 3.1).
         """
-        if not paper:
+        if not paper_tokenisation:
             return build_trie(self.ids)
-        fed, read = [], []
-        for joint, bare in zip(self.ids, self.bare, strict=True):
-            count = min(len(bare), len(joint) + 1)
-            read.append(bare[:count])
-            fed.append((*joint, joint[-1])[:count])  # a last token that is read only feeds nothing
-        return build_trie(fed, read)
+        input_ids, target_ids = [], []
+        for ids, bare_ids in zip(self.ids, self.bare_ids, strict=True):
+            count = min(len(bare_ids), len(ids) + 1)
+            target_ids.append(bare_ids[:count])
+            # The last input of a name is never run, so it can be repeated to make the lengths equal.
+            input_ids.append((*ids, ids[-1])[:count])
+        return build_trie(input_ids, target_ids)
 
-    def report(self, paper: bool = False) -> str:
-        """One line for the user, empty where the continuation and the name alone have the same tokens."""
+    def report(self, paper_tokenisation: bool = False) -> str:
+        """One line for the user; empty if every name has the same tokens alone as in the continuation."""
         parts = []
-        if self.different:
-            used = "fed, but those of the name alone are read" if paper else "used"
+        if self.different_count:
+            usage = "the input, but those of the name alone are the targets" if paper_tokenisation else "used"
             parts.append(
-                f"{self.different} of {len(self.ids)} names have other tokens as a continuation of the prompt than "
-                f"alone ({self.different_length} another number of them): the continuation's are {used}"
+                f"{self.different_count} of {len(self.ids)} names have other tokens as a continuation of the prompt "
+                f"than alone ({self.different_length_count} another number of tokens): the tokens of the continuation "
+                f"are {usage}"
             )
-        if self.apart:
-            parts.append(f"{self.apart} names would change the prompt's own tokens and are tokenised behind a space")
+        if self.retokenised_count:
+            parts.append(
+                f"{self.retokenised_count} names would change the tokens of the prompt and are tokenised separately, "
+                "after a space"
+            )
         return "; ".join(parts)
 
 
 def separator(text: str) -> str:
-    """What stands between a text and the next word."""
+    """What has to be inserted between a text and the next word: a space, or nothing."""
     return "" if not text or text[-1].isspace() else " "
 
 
 def name_tokens(tokenizer: Any, prompt: str, names: Sequence[str]) -> NameTokens:
-    """Tokens of the names as continuations of `prompt`, tokenised jointly with it (paper section 2, default)."""
+    """The tokens of the names as continuations of `prompt`, tokenised jointly with it (paper, section 3.1; default)."""
     space = separator(prompt)
-    before = tokenizer(prompt)["input_ids"]
-    joint = tokenizer([f"{prompt}{space}{name}" for name in names])["input_ids"]
-    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-    while before and before[-1] in ends and len(before) > 1:  # a tokenizer that closes every text
-        before, joint = before[:-1], [ids[:-1] for ids in joint]
-    bare = [tuple(ids) for ids in tokenizer(list(names), add_special_tokens=False)["input_ids"]]
-    ids, apart = [], 0
-    for name, tokens in zip(names, joint, strict=True):
-        if tokens[: len(before)] == before:
-            ids.append(tuple(tokens[len(before) :]))
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    joint_ids = tokenizer([f"{prompt}{space}{name}" for name in names])["input_ids"]
+    end_tokens = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    while prompt_ids and prompt_ids[-1] in end_tokens and len(prompt_ids) > 1:  # the tokenizer appends end tokens
+        prompt_ids = prompt_ids[:-1]
+        joint_ids = [sequence[:-1] for sequence in joint_ids]
+    bare_ids = [tuple(sequence) for sequence in tokenizer(list(names), add_special_tokens=False)["input_ids"]]
+    ids, retokenised_count = [], 0
+    for name, sequence in zip(names, joint_ids, strict=True):
+        if sequence[: len(prompt_ids)] == prompt_ids:
+            ids.append(tuple(sequence[len(prompt_ids) :]))
         else:
-            apart += 1
+            retokenised_count += 1
             ids.append(tuple(tokenizer(f"{space}{name}", add_special_tokens=False)["input_ids"]))
-    return NameTokens(tuple(ids), tuple(bare), apart)
+    return NameTokens(tuple(ids), tuple(bare_ids), retokenised_count)

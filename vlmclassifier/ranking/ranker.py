@@ -1,4 +1,4 @@
-"""log p(class name | image, prompt) of all names in one pass, or of the k best alone (paper section 2)."""
+"""log p(class name | image, prompt) of all names in one pass, or of the k best names alone (paper, section 3.1)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,261 +7,336 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmclassifier.ranking.decoding import Prefix, TreeDecoder, gathered
+from vlmclassifier.devices import BatchSplitter
+from vlmclassifier.ranking.decoding import PromptCache, TreeDecoder, token_log_probs
 from vlmclassifier.ranking.names import name_tokens, separator
-from vlmclassifier.ranking.one_by_one import behind_the_cache, whole_passes
-from vlmclassifier.ranking.scores import Scoring, best
-from vlmclassifier.ranking.search import Found, search
+from vlmclassifier.ranking.one_by_one import cached_prompt_log_probs, full_forward_log_probs
+from vlmclassifier.ranking.search import SearchResult, search
+from vlmclassifier.ranking.trie import LabelTrie
 from vlmclassifier.records import ContextError, UserError
-from vlmclassifier.vlm import VLM
+from vlmclassifier.scoring.guidance import Scoring, best
+from vlmclassifier.vlm import VLM, Batch
 
-CHUNK = 256  # tree tokens of a picture in one forward pass
-EXACT = (1e-3, 0.0)  # how far the tree may be from a whole pass: nats, and nats per nat; here rounding in float32
-ROUNDED = (0.3, 0.03)  # in bfloat16 and float16
-STRANGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)  # what a model of another design raises
-SINGLE = {"names": "name by name behind the cached prompt", "whole": "with a whole forward pass for each name"}
+CHUNK = 256  # tree tokens per image in one forward pass
+# Tolerated absolute (nats) and relative difference between a method and full forward passes, due to rounding.
+FLOAT32_TOLERANCE = (1e-3, 0.0)
+LOW_PRECISION_TOLERANCE = (0.3, 0.03)  # bfloat16 and float16
+# What models with another architecture raise.
+UNSUPPORTED_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
+METHODS = {  # in the order in which they are tried
+    "tree": "with tree attention masks",
+    "cached_prompt": "name by name after the cached prompt",
+    "full_forward": "with a full forward pass for each name",
+}
 
 
 class Ranker:
-    """Ranks class names for pictures.
+    """Ranks class names for images.
 
-    `way` is "tree", or where a family cannot be served by tree masks "names" (one by one behind the cached prompt) or
-    "whole" (a whole forward pass for each); `settle` finds out with a picture. Raises UserError where the processor
-    changes the prompt's end.
+    `method` is a key of METHODS: "tree", or "cached_prompt" or "full_forward" for an architecture that does not support
+    tree attention masks; `select_method` finds out which one works. Raises UserError when the processor changes the end
+    of the prompt, or when a name has no tokens.
     """
 
     def __init__(
-        self, vlm: VLM, names: Sequence[str], question: str, opening: str | None = None,
+        self, vlm: VLM, names: Sequence[str], question: str, answer_prefix: str | None = None,
         paper_tokenisation: bool = False, chunk: int = CHUNK,
     ) -> None:  # fmt: skip
-        self.vlm, self.names, self.chunk, self.way = vlm, tuple(names), chunk, "tree"
-        self.question, self.opening = question, vlm.spec.opening if opening is None else opening
-        self.prompt = self._opened(vlm.prompt(question))
-        self.failure = ""  # why the tree does not serve
+        self.vlm, self.names, self.chunk, self.method = vlm, tuple(names), chunk, "tree"
+        self.question = question
+        self.answer_prefix = vlm.spec.answer_prefix if answer_prefix is None else answer_prefix
+        self.prompt = self._add_answer_prefix(vlm.prompt(question))
+        self.failure = ""  # why the tree cannot be used
+        self._splitter = BatchSplitter()
         try:
             self.decoder = TreeDecoder(vlm)
-        except STRANGE as error:
-            self.way, self.failure = "names", f"{type(error).__name__}: {error}".splitlines()[0]
-        self.ending = self._ending()
-        self.tokens = name_tokens(vlm.processor.tokenizer, self.prompt + self.ending, names)
+        except UNSUPPORTED_ERRORS as error:
+            self.method, self.failure = "cached_prompt", _first_line(error)
+        self.prompt_suffix = self._find_prompt_suffix()
+        self.tokens = name_tokens(vlm.processor.tokenizer, self.prompt + self.prompt_suffix, names)
         self.trie = self.tokens.trie(paper_tokenisation)
         self.report = self.tokens.report(paper_tokenisation)
 
-    def prepare(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Processor output for pictures, each with the prompt that a name can follow."""
+    def prepare(self, images: Sequence[Image.Image]) -> Batch:
+        """A batch of images, each with the prompt that a name continues."""
         return self.vlm.prepare(images, [self.prompt] * len(images))
 
-    def log_probs(self, images: Sequence[Image.Image], inputs: Mapping[str, Tensor] | None = None) -> np.ndarray:
-        """Summed log-probabilities float32 [pictures, names] (nats). Raises ContextError.
+    def log_probs(self, images: Sequence[Image.Image] | Batch) -> np.ndarray:
+        """Summed log-probabilities float32 [images, names] in nats, for images or for the output of `prepare`.
 
-        `inputs`: what `prepare` made of the pictures, where it is at hand.
+        A batch that does not fit into the device's memory is split. Raises ContextError when the prompt and the longest
+        name exceed the context, and UserError when a single image does not fit into the memory.
         """
-        if self.way != "tree":
-            return np.concatenate([self._one_by_one(self.prepare([image])) for image in images])
-        return self._summed(self.prepare(images) if inputs is None else inputs)
+        batch = images if isinstance(images, Batch) else self.prepare(images)
 
-    def prior(self) -> np.ndarray:
-        """Summed log-probabilities float32 [names] behind the same prompt without the picture (paper section 2)."""
-        tokenizer = self.vlm.processor.tokenizer
-        text = self._opened(self.vlm.prompt(self.question, picture=False)) + self.ending
-        once = {"add_special_tokens": False} if tokenizer.bos_token and text.startswith(tokenizer.bos_token) else {}
-        ids = tokenizer(text, return_tensors="pt", **once)["input_ids"]
-        if self._begins() and tokenizer.bos_token_id not in ids[0].tolist():
-            ids = torch.cat([torch.full((1, 1), tokenizer.bos_token_id), ids], dim=1)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if self.vlm.model.config.model_type == "paligemma":
-            inputs["token_type_ids"] = torch.zeros_like(ids)  # the prompt's: read in both directions
-        return (self._summed(inputs) if self.way == "tree" else self._one_by_one(inputs))[0]
+        def rank_part(part: slice) -> list[np.ndarray]:
+            if self.method != "tree":
+                return [self._one_by_one(self._process(image)) for image in batch.images[part]]
+            return list(self._tree_log_probs(self._inputs(batch, part)))
+
+        return np.stack(self._splitter.run(rank_part, len(batch)))
 
     def top_k(
-        self, images: Sequence[Image.Image], k: int, scoring: Scoring, inputs: Mapping[str, Tensor] | None = None,
-        subtrees: bool | None = None,
-    ) -> list[Found]:  # fmt: skip
-        """The k best names of every picture, as the full ranking has them. Raises ContextError."""
-        if self.way != "tree":
-            scores = scoring(self.log_probs(images), self.trie.lengths)
-            return [Found(best(row, k), row[best(row, k)], 0, 0) for row in scores]
-        walk = _Walk(self, self._read(self.prepare(images) if inputs is None else inputs))
-        return search(self.trie, scoring, k, walk.first(), walk, subtrees)
+        self, images: Sequence[Image.Image] | Batch, k: int, scoring: Scoring, whole_subtrees: bool | None = None
+    ) -> list[SearchResult]:  # fmt: skip
+        """The k best names of every image: the same names in the same order as in the full ranking.
 
-    def settle(self, image: Image.Image) -> str:
-        """Compare the tree with whole forward passes on one picture; fall back where they differ.
-
-        Returns a sentence that says so, empty where the tree is exact. Raises ContextError.
+        `whole_subtrees`: as in `search`. A batch that does not fit into the device's memory is split. Raises
+        ContextError and UserError like `log_probs`.
         """
-        row = self._on_device(self.prepare([image]))
+        batch = images if isinstance(images, Batch) else self.prepare(images)
+        if self.method != "tree":
+            results = []
+            for scores in scoring(self.log_probs(batch), self.trie.lengths):  # [names]
+                names = best(scores, k)
+                results.append(SearchResult(names, scores[names], 0, 0))
+            return results
+
+        def search_part(part: slice) -> list[SearchResult]:
+            expander = NodeExpander(self, self._prefill(self._inputs(batch, part)))
+            return search(self.trie, scoring, k, expander.root_log_probs(), expander, whole_subtrees)
+
+        return self._splitter.run(search_part, len(batch))
+
+    def prior(self) -> np.ndarray:
+        """Summed log-probabilities float32 [names] after the same prompt without the image (paper, section 3.1)."""
+        tokenizer = self.vlm.processor.tokenizer
+        text = self._add_answer_prefix(self.vlm.prompt(self.question, image=False)) + self.prompt_suffix
+        options = {}
+        if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
+            options["add_special_tokens"] = False  # the tokenizer would add a second begin token
+        input_ids = tokenizer(text, return_tensors="pt", **options)["input_ids"]  # [1, tokens]
+        if self._prompts_begin_with_bos() and tokenizer.bos_token_id not in input_ids[0].tolist():
+            input_ids = torch.cat([torch.full((1, 1), tokenizer.bos_token_id), input_ids], dim=1)
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        if self.vlm.model.config.model_type == "paligemma":
+            inputs["token_type_ids"] = torch.zeros_like(input_ids)  # the type of the prompt
+        if self.method != "tree":
+            return self._one_by_one(inputs)
+        return self._splitter.run(lambda part: list(self._tree_log_probs(inputs)), 1)[0]
+
+    def select_method(self, image: Image.Image) -> str:
+        """Compare the method with full forward passes on one image, and fall back to a slower one if they differ.
+
+        Returns a sentence about the fallback, or an empty string if the tree is exact. Raises ContextError when the
+        prompt and the longest name exceed the context, and UserError when the model cannot rank names.
+        """
+        row = self.vlm.to_device(self._process(image))
         self._check_length(row["input_ids"].shape[1])
-        order = np.argsort(self.trie.lengths, kind="stable")
-        some = sorted({int(order[0]), int(order[len(order) // 2]), int(order[-1])})
+        by_length = np.argsort(self.trie.lengths, kind="stable")  # [names]
+        # The shortest name, one of median length, and the longest.
+        names = sorted({int(by_length[0]), int(by_length[len(by_length) // 2]), int(by_length[-1])})
         try:
-            expected = whole_passes(self.vlm, row, self._tokens(some))
-        except STRANGE as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            expected = self._splitter.run(
+                lambda part: [full_forward_log_probs(self.vlm, row, self.name_pairs(names))], 1
+            )[0]  # [names]
+        except UNSUPPORTED_ERRORS as error:
             raise UserError(
-                f"{self.vlm.spec.key} cannot be ranked: its forward pass does not take picture, prompt and name "
-                f"together ({what}); ask it with main_results/classify_vlm.py."
+                f"{self.vlm.spec.key} cannot be ranked: its forward pass does not accept image, prompt and name "
+                f"together ({_first_line(error)}); use main_results/classify_vlm.py."
             ) from error
-        for way in ("names", "whole") if self.failure else ("tree", "names", "whole"):
-            self.way = way
-            problem = self._problem(row, some, expected) if way != "whole" else ""
+        for method in METHODS:
+            if method == "tree" and self.failure:
+                continue
+            self.method = method
+            problem = "" if method == "full_forward" else self._find_problem(row, names, expected)
             if not problem:
                 break
             self.failure = self.failure or problem
-        if self.way == "tree":
+        if self.method == "tree":
             return ""
         return (
-            f"{self.vlm.spec.key} cannot be ranked with tree masks ({self.failure}): its names are scored "
-            f"{SINGLE[self.way]}, exactly but slowly"
+            f"{self.vlm.spec.key} cannot be ranked with tree attention masks ({self.failure}): its names are scored "
+            f"{METHODS[self.method]}, which is exact but slow"
         )
 
-    def _problem(self, row: Mapping[str, Tensor], some: Sequence[int], expected: np.ndarray) -> str:
-        """What is wrong with the present way on some names of one picture; empty where nothing is."""
-        try:
-            if self.way == "tree":
-                got = self._summed(row)[0][some]
-            else:
-                got = behind_the_cache(self.vlm, row, self._tokens(some))
-        except STRANGE as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            return f"{type(error).__name__}: {error}".splitlines()[0]
-        absolute, relative = EXACT if self.vlm.model.dtype == torch.float32 else ROUNDED
-        off = np.abs(got - expected)
-        return "" if (off <= absolute + relative * np.abs(expected)).all() else f"{off.max():.2g} nats off"
+    def _find_problem(self, row: Mapping[str, Tensor], names: Sequence[int], expected: np.ndarray) -> str:
+        """What is wrong with the current method for some names of one image; empty if the method is exact."""
 
-    def _begins(self) -> bool:
-        """Whether the processor's prompts hold a begin token: PaliGemma's writes it, its tokenizer does not."""
-        ids = self.prepare([Image.new("RGB", (64, 64))])["input_ids"][0].tolist()
+        def rank_row(part: slice) -> list[np.ndarray]:
+            if self.method == "tree":
+                return [self._tree_log_probs(row)[0][names]]
+            return [cached_prompt_log_probs(self.vlm, row, self.name_pairs(names))]
+
+        try:
+            log_probs = self._splitter.run(rank_row, 1)[0]  # [names]
+        except UNSUPPORTED_ERRORS as error:
+            return _first_line(error)
+        is_float32 = self.vlm.model.dtype == torch.float32
+        absolute, relative = FLOAT32_TOLERANCE if is_float32 else LOW_PRECISION_TOLERANCE
+        difference = np.abs(log_probs - expected)
+        if (difference <= absolute + relative * np.abs(expected)).all():
+            return ""
+        return f"{difference.max():.2g} nats off"
+
+    def _prompts_begin_with_bos(self) -> bool:
+        """Whether the processor's prompts contain a begin token: PaliGemma's processor adds it, its tokenizer not."""
+        ids = self._process(Image.new("RGB", (64, 64)))["input_ids"][0].tolist()
         return self.vlm.processor.tokenizer.bos_token_id in ids
 
-    def _opened(self, prompt: str) -> str:
-        return prompt + (separator(prompt) + self.opening if self.opening else "")
+    def _add_answer_prefix(self, prompt: str) -> str:
+        if not self.answer_prefix:
+            return prompt
+        return prompt + separator(prompt) + self.answer_prefix
 
-    def _ending(self) -> str:
-        """What the processor writes behind the prompt: PaliGemma's ends the line. Raises UserError for other things."""
+    def _process(self, image: Image.Image) -> dict[str, Tensor]:
+        """The processor's output for one image with the prompt, without padding."""
+        return self.vlm.process([image], [self.prompt])
+
+    def _inputs(self, batch: Batch, part: slice) -> Mapping[str, Tensor]:
+        """The processor's output for a part of a batch."""
+        if part == slice(0, len(batch)):
+            return batch.inputs
+        return self.vlm.process(batch.images[part], batch.prompts[part])
+
+    def _find_prompt_suffix(self) -> str:
+        """The text that the processor appends to the prompt: PaliGemma's appends a newline.
+
+        Raises UserError for any other change of the end of the prompt.
+        """
         tokenizer = self.vlm.processor.tokenizer
-        ids = self.prepare([Image.new("RGB", (64, 64))])["input_ids"][0].tolist()
-        for ending in ("", "\n"):
-            tail = tokenizer(self.prompt + ending)["input_ids"][-4:]
-            if ids[-len(tail) :] == tail:
-                return ending
+        ids = self._process(Image.new("RGB", (64, 64)))["input_ids"][0].tolist()
+        for suffix in ("", "\n"):
+            last_ids = tokenizer(self.prompt + suffix)["input_ids"][-4:]
+            if ids[-len(last_ids) :] == last_ids:
+                return suffix
         raise UserError(
-            f"The processor of {self.vlm.spec.key} changes the end of the prompt {self.prompt[-40:]!r}: a name cannot "
-            "follow it; give another --opening."
+            f"The processor of {self.vlm.spec.key} changes the end of the prompt {self.prompt[-40:]!r}, so that a name "
+            "cannot continue it: use another --answer-prefix."
         )
 
-    def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: self.vlm._to_device(value) for key, value in inputs.items()}
-
     def check_context(self, sizes: Sequence[tuple[int, int]] = ()) -> None:
-        """Raise ContextError when prompt and longest name exceed the context with pictures of these sizes."""
-        self._check_length(self.vlm.longest([self.prompt], sizes))
+        """Raise ContextError when the prompt and the longest name exceed the context.
 
-    def _check_length(self, prompt: int) -> None:
+        `sizes`: widths and heights of the images in pixels; empty if the number of tokens does not depend on them.
+        """
+        self._check_length(self.vlm.longest_prompt_length([self.prompt], sizes))
+
+    def _check_length(self, prompt_length: int) -> None:
         context = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
-        length = prompt + int(self.trie.lengths.max())
+        length = prompt_length + int(self.trie.lengths.max())
         if context is not None and length > context:
             raise ContextError(
                 f"The prompt and the longest name have {length} tokens, but the context of {self.vlm.spec.key} is "
                 f"{context}: this cell is N/A."
             )
 
-    def _tokens(self, names: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """The tokens of some names, fed and read, on the model's device."""
-        paths = [[*self.trie.ancestors(node), node] for node in self.trie.name_node[list(names)]]
+    def name_pairs(self, names: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """The input ids and the target ids of some names, both [tokens], on the model's device."""
         device = self.vlm.model.device
-        return [
-            (torch.as_tensor(self.trie.fed[path], device=device), torch.as_tensor(self.trie.read[path], device=device))
-            for path in paths
-        ]
+        pairs = []
+        for node in self.trie.name_node[list(names)]:
+            path = [*self.trie.ancestors(node), node]
+            input_ids = torch.as_tensor(self.trie.input_ids[path], device=device)
+            target_ids = torch.as_tensor(self.trie.target_ids[path], device=device)
+            pairs.append((input_ids, target_ids))
+        return pairs
 
-    def _one_by_one(self, row: Mapping[str, Tensor]) -> np.ndarray:
-        row = self._on_device(row)
+    def _one_by_one(self, inputs: Mapping[str, Tensor]) -> np.ndarray:
+        """Summed log-probabilities float32 [names] of one row, one name at a time."""
+        row = self.vlm.to_device(inputs)
         self._check_length(row["input_ids"].shape[1])
-        score = behind_the_cache if self.way == "names" else whole_passes
-        return score(self.vlm, row, self._tokens(range(len(self.names))))[None]
+        pairs = self.name_pairs(range(len(self.names)))
+        if self.method == "cached_prompt":
+            return cached_prompt_log_probs(self.vlm, row, pairs)
+        return full_forward_log_probs(self.vlm, row, pairs)
 
-    def _read(self, inputs: Mapping[str, Tensor]) -> Prefix:
+    def _prefill(self, inputs: Mapping[str, Tensor]) -> PromptCache:
         self._check_length(int(inputs["attention_mask"].sum(dim=1).max()))
-        return self.decoder.read(self._on_device(inputs))
+        return self.decoder.prefill(self.vlm.to_device(inputs))
 
-    def _summed(self, inputs: Mapping[str, Tensor]) -> np.ndarray:
-        return self.trie.path_sums(self._nodes(self._read(inputs))).astype(np.float32)
+    def _tree_log_probs(self, inputs: Mapping[str, Tensor]) -> np.ndarray:
+        """Summed log-probabilities float32 [images, names], by the tree."""
+        return self.trie.path_sums(self._node_log_probs(self._prefill(inputs))).astype(np.float32)
 
-    def _nodes(self, prefix: Prefix) -> np.ndarray:
-        """Log-probabilities float32 [pictures, nodes]; every inner node is run once."""
-        trie, pictures = self.trie, len(prefix.logits)
-        result = np.zeros((pictures, trie.size), dtype=np.float32)
+    def _node_log_probs(self, prompt_cache: PromptCache) -> np.ndarray:
+        """Log-probabilities float32 [images, nodes]. Every inner node is run once."""
+        trie, images = self.trie, len(prompt_cache.logits)
+        result = np.zeros((images, trie.size), dtype=np.float32)
         children, _ = trie.children(np.zeros(1, dtype=int))
-        result[:, children] = root_log_probs(trie, prefix)
-        held = np.zeros(0, dtype=int)  # the tree nodes in the cache
+        result[:, children] = root_log_probs(trie, prompt_cache)
+        cached_nodes = np.zeros(0, dtype=int)  # [tree] the tree nodes in the cache
         for ancestors, nodes in trie.chunks(self.chunk):
-            kept = np.flatnonzero(np.isin(held, ancestors))
-            prefix.keep_tree(torch.as_tensor(kept, device=prefix.mask.device))
-            held = np.concatenate([held[kept], nodes])
-            children, place = trie.children(nodes)
-            states = run_nodes(self, prefix, nodes[None], held[None]).flatten(0, 1)  # [pictures x new, width]
-            rows = len(nodes) * np.arange(pictures)[:, None] + place  # [pictures, edges]
-            tokens = np.broadcast_to(trie.read[children], rows.shape)
-            result[:, children] = self.gather(states, rows, tokens).reshape(rows.shape)
+            kept = np.flatnonzero(np.isin(cached_nodes, ancestors))
+            prompt_cache.keep_tree_tokens(torch.as_tensor(kept, device=prompt_cache.mask.device))
+            cached_nodes = np.concatenate([cached_nodes[kept], nodes])
+            states = run_nodes(self, prompt_cache, nodes[None], cached_nodes[None])  # [images, new, width]
+            children, parent_index = trie.children(nodes)  # both [edges]
+            rows = len(nodes) * np.arange(images)[:, None] + parent_index  # [images, edges]
+            tokens = np.broadcast_to(trie.target_ids[children], rows.shape)
+            result[:, children] = self.edge_log_probs(states.flatten(0, 1), rows, tokens).reshape(rows.shape)
         return result
 
-    def gather(self, states: Tensor, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Log-probabilities [edges] of tokens behind the hidden states at these rows, flat and never falling."""
-        flat = [torch.as_tensor(values.ravel(), device=states.device) for values in (rows, tokens.copy())]
-        return self.decoder.log_probs(states, *flat).cpu().numpy()
+    def edge_log_probs(self, states: Tensor, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Log-probabilities [edges] of tokens after the hidden states [states, width] in these rows.
+
+        `rows` and `tokens` may have any shape; they are flattened, and the flat rows must be sorted.
+        """
+        flat_rows = torch.as_tensor(rows.ravel(), device=states.device)
+        flat_tokens = torch.as_tensor(tokens.copy().ravel(), device=states.device)
+        return self.decoder.log_probs(states, flat_rows, flat_tokens).cpu().numpy()
 
 
-def root_log_probs(trie: object, prefix: Prefix) -> np.ndarray:
-    """Log-probabilities [pictures, edges] of the first tokens, behind the prompt."""
+def root_log_probs(trie: LabelTrie, prompt_cache: PromptCache) -> np.ndarray:
+    """Log-probabilities [images, edges] of the children of the root, after the prompt."""
     children, _ = trie.children(np.zeros(1, dtype=int))
-    tokens = torch.as_tensor(trie.read[children], device=prefix.logits.device)
-    rows = torch.arange(len(prefix.logits), device=tokens.device)
-    flat = gathered(prefix.logits, rows.repeat_interleave(len(tokens)), tokens.repeat(len(rows)))
-    return flat.view(len(rows), -1).cpu().numpy()
+    tokens = torch.as_tensor(trie.target_ids[children], device=prompt_cache.logits.device)  # [edges]
+    rows = torch.arange(len(prompt_cache.logits), device=tokens.device)  # [images]
+    log_probs = token_log_probs(prompt_cache.logits, rows.repeat_interleave(len(tokens)), tokens.repeat(len(rows)))
+    return log_probs.view(len(rows), -1).cpu().numpy()
 
 
-def run_nodes(ranker: Ranker, prefix: Prefix, nodes: np.ndarray, held: np.ndarray) -> Tensor:
-    """Hidden states [pictures, new, width] of nodes [1 or pictures, new]; -1 fills up a row.
+def run_nodes(ranker: Ranker, prompt_cache: PromptCache, nodes: np.ndarray, cached_nodes: np.ndarray) -> Tensor:
+    """Hidden states [images, new, width] of the nodes [1 or images, new]; -1 is padding.
 
-    `held`: the tree nodes in the cache [1 or pictures, held + new], the new ones among them.
+    `cached_nodes`: the tree nodes in the cache [1 or images, tree], the new ones at the end.
     """
-    trie, pictures = ranker.trie, len(prefix.logits)
-    visible = trie.ancestry(held, nodes)
-    spread = [
-        torch.as_tensor(values, device=prefix.mask.device).expand(pictures, *values.shape[1:])
-        for values in (trie.fed[nodes].clip(0), trie.depth[nodes], visible)
-    ]
-    return ranker.decoder.run(prefix, *spread)
+    trie, images, device = ranker.trie, len(prompt_cache.logits), prompt_cache.mask.device
+
+    def on_device(values: np.ndarray) -> Tensor:
+        """A tensor [images, ...]; a single row is expanded to all images."""
+        return torch.as_tensor(values, device=device).expand(images, *values.shape[1:])
+
+    input_ids = on_device(trie.input_ids[nodes].clip(0))  # [images, new]
+    depth = on_device(trie.depth[nodes])  # [images, new]
+    visible = on_device(trie.ancestry(cached_nodes, nodes))  # [images, new, tree]
+    return ranker.decoder.run_tree(prompt_cache, input_ids, depth, visible)
 
 
-class _Walk:
-    """Runs the nodes that a search asks for; the cache holds what each picture has run so far."""
+class NodeExpander:
+    """Runs the nodes that a search selects. The cache contains all nodes that were run for each image."""
 
-    def __init__(self, ranker: Ranker, prefix: Prefix) -> None:
-        self.ranker, self.prefix = ranker, prefix
-        self.pictures = list(range(len(prefix.logits)))  # those that are still searched
-        self.held = np.zeros((len(self.pictures), 0), dtype=int)
+    def __init__(self, ranker: Ranker, prompt_cache: PromptCache) -> None:
+        self.ranker, self.prompt_cache = ranker, prompt_cache
+        self.images = list(range(len(prompt_cache.logits)))  # the images whose search has not ended
+        self.cached_nodes = np.zeros((len(self.images), 0), dtype=int)  # [images, tree]
 
-    def first(self) -> np.ndarray:
-        return root_log_probs(self.ranker.trie, self.prefix)
+    def root_log_probs(self) -> np.ndarray:
+        """Log-probabilities [images, edges] of the children of the root."""
+        return root_log_probs(self.ranker.trie, self.prompt_cache)
 
-    def __call__(self, pictures: list[int], nodes: list[np.ndarray]) -> list[np.ndarray]:
+    def __call__(self, images: list[int], nodes: list[np.ndarray]) -> list[np.ndarray]:
+        """Run nodes of each image. Returns the log-probabilities [edges] of their children, one array per image."""
         trie = self.ranker.trie
-        if pictures != self.pictures:
-            left = [self.pictures.index(picture) for picture in pictures]
-            self.prefix.keep_rows(torch.as_tensor(left, device=self.prefix.mask.device))
-            self.pictures, self.held = pictures, self.held[left]
-        width = max(map(len, nodes))
-        padded = np.full((len(nodes), width), -1)
-        for row, some in zip(padded, nodes, strict=True):
-            row[: len(some)] = some
-        self.held = np.concatenate([self.held, padded], axis=1)
-        states = run_nodes(self.ranker, self.prefix, padded, self.held).flatten(0, 1)  # [pictures x new, width]
-        edges = [trie.children(some) for some in nodes]
-        rows = np.concatenate([number * width + place for number, (_, place) in enumerate(edges)])
-        tokens = np.concatenate([trie.read[children] for children, _ in edges])
-        values = self.ranker.gather(states, rows, tokens)
-        return np.split(values, np.cumsum([len(children) for children, _ in edges])[:-1])
+        if images != self.images:
+            rows = [self.images.index(image) for image in images]
+            self.prompt_cache.keep_rows(torch.as_tensor(rows, device=self.prompt_cache.mask.device))
+            self.images, self.cached_nodes = images, self.cached_nodes[rows]
+        width = max(len(image_nodes) for image_nodes in nodes)
+        padded = np.full((len(nodes), width), -1)  # [images, new]
+        for row, image_nodes in zip(padded, nodes, strict=True):
+            row[: len(image_nodes)] = image_nodes
+        self.cached_nodes = np.concatenate([self.cached_nodes, padded], axis=1)
+        states = run_nodes(self.ranker, self.prompt_cache, padded, self.cached_nodes)  # [images, new, width]
+        rows, tokens, counts = [], [], []
+        for image, image_nodes in enumerate(nodes):
+            children, parent_index = trie.children(image_nodes)  # both [edges]
+            rows.append(image * width + parent_index)
+            tokens.append(trie.target_ids[children])
+            counts.append(len(children))
+        log_probs = self.ranker.edge_log_probs(states.flatten(0, 1), np.concatenate(rows), np.concatenate(tokens))
+        return np.split(log_probs, np.cumsum(counts)[:-1])
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

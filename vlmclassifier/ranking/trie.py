@@ -1,4 +1,4 @@
-"""The label trie: the token sequences of all class names as one tree, in which a shared beginning stands once."""
+"""The label trie: the token sequences of all class names as one tree, in which a shared prefix is stored once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,70 +11,75 @@ from vlmclassifier.records import UserError
 
 @dataclass(frozen=True)
 class LabelTrie:
-    """Nodes in preorder, so that a subtree is a range of numbers; node 0 is the prompt's last token.
+    """A tree of tokens. Its nodes are in preorder, so a subtree is a range; node 0 is the last token of the prompt.
 
-    `fed`: the token that a node feeds to the model; `read`: the token whose log-probability, given the path to the
-    parent, is the node's. They are the same but for the reference's own tokenisation (`names.name_tokens`).
+    `input_ids`: the token that a node feeds to the model. `target_ids`: the token whose log-probability, given the path
+    to the parent node, belongs to the node. They differ only with the tokenisation of the reference code
+    (`NameTokens.trie`).
     """
 
-    fed: np.ndarray  # [nodes]; -1 at the root
-    read: np.ndarray  # [nodes]; -1 at the root
+    input_ids: np.ndarray  # [nodes]; -1 at the root
+    target_ids: np.ndarray  # [nodes]; -1 at the root
     parent: np.ndarray  # [nodes]; -1 at the root
     depth: np.ndarray  # [nodes]
     end: np.ndarray  # [nodes] one past the last node of the subtree
-    name_node: np.ndarray  # [names] where each name ends
+    name_node: np.ndarray  # [names] the node of the last token of each name
 
     @property
     def size(self) -> int:
-        """The number of nodes, the root included."""
+        """The number of nodes, including the root."""
         return len(self.parent)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each name [names]."""
+        """The number of tokens of each name: [names]."""
         return self.depth[self.name_node]
 
     @cached_property
     def inner(self) -> np.ndarray:
-        """The nodes that have children, in preorder, the root first: all that a model has to run."""
+        """The inner nodes in preorder, the root first: [inner nodes]. Only these have to be run by the model."""
         return np.unique(self.parent[1:])
 
     @cached_property
     def _children(self) -> tuple[np.ndarray, np.ndarray]:
-        order = np.argsort(self.parent[1:], kind="stable") + 1  # children of node 0, of node 1, ...
+        """All nodes but the root, ordered by their parent: [nodes - 1]; and where each parent's start: [nodes + 1]."""
+        order = np.argsort(self.parent[1:], kind="stable") + 1
         return order, np.searchsorted(self.parent[order], np.arange(self.size + 1))
 
     def children(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All children [edges] of some nodes, and the place in `nodes` of each child's parent [edges]."""
+        """All children [edges] of `nodes`, and for each child the index of its parent in `nodes`: [edges]."""
         order, start = self._children
-        counts = start[nodes + 1] - start[nodes]
-        place = np.repeat(np.arange(len(nodes)), counts)
-        within = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return order[start[nodes][place] + within], place
+        counts = start[nodes + 1] - start[nodes]  # [len(nodes)] the number of children
+        parent_index = np.repeat(np.arange(len(nodes)), counts)  # [edges]
+        within_parent = np.arange(len(parent_index)) - np.repeat(np.cumsum(counts) - counts, counts)  # [edges]
+        return order[start[nodes][parent_index] + within_parent], parent_index
 
     def ancestors(self, node: int) -> list[int]:
-        """The nodes between the root and `node`, both left out, from the top."""
+        """The nodes between the root and `node`, from the top, without these two."""
         path = []
         while (node := int(self.parent[node])) > 0:
             path.append(node)
         return path[::-1]
 
     def ancestry(self, keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        """Whether each key is each query itself or an ancestor of it: bool [..., queries, keys]; -1 is no node."""
+        """Whether each key is the query itself or an ancestor of it.
+
+        `keys` [..., keys] and `queries` [..., queries] are nodes; -1 is padding. Returns bool [..., queries, keys].
+        """
         keys, queries = keys[..., None, :], queries[..., :, None]
         return (keys >= 0) & (keys <= queries) & (queries < self.end[keys])
 
     def chunks(self, limit: int) -> list[tuple[list[int], np.ndarray]]:
-        """The inner nodes below the root in runs of at most `limit`, each with the earlier nodes it looks back at.
+        """The inner nodes below the root in chunks of at most `limit`, each with the earlier nodes that it attends to.
 
-        In preorder the ancestors that a run does not hold itself are those of its first node: a handful at most.
+        Because of the preorder, the ancestors outside a chunk are those of its first node.
         """
-        below = self.inner[1:]
-        runs = [below[start : start + limit] for start in range(0, len(below), limit)]
-        return [(self.ancestors(run[0]), run) for run in runs]
+        nodes = self.inner[1:]
+        chunks = [nodes[start : start + limit] for start in range(0, len(nodes), limit)]
+        return [(self.ancestors(chunk[0]), chunk) for chunk in chunks]
 
     def path_sums(self, log_probs: np.ndarray) -> np.ndarray:
-        """Summed log-probabilities of the names [..., names] from those of the nodes [..., nodes]."""
+        """Summed log-probabilities of the names [..., names] in float64, from those of the nodes [..., nodes]."""
         sums = np.zeros(log_probs.shape, dtype=np.float64)
         for depth in range(1, int(self.depth.max()) + 1):
             nodes = np.flatnonzero(self.depth == depth)
@@ -82,31 +87,37 @@ class LabelTrie:
         return sums[..., self.name_node]
 
 
-def build_trie(fed: Sequence[Sequence[int]], read: Sequence[Sequence[int]] | None = None) -> LabelTrie:
-    """The trie over token sequences, one per name. Raises UserError for a name without tokens.
+def build_trie(input_ids: Sequence[Sequence[int]], target_ids: Sequence[Sequence[int]] | None = None) -> LabelTrie:
+    """The trie of token sequences, one per name.
 
-    `read`: the tokens whose log-probabilities count, where they are not those that are fed.
+    `target_ids`: the tokens whose log-probabilities are summed, if they differ from the input tokens. Raises UserError
+    for a name without tokens.
     """
-    pairs = [tuple(zip(f, r, strict=True)) for f, r in zip(fed, read or fed, strict=True)]
-    for number, sequence in enumerate(pairs):
+    sequences = []  # of each name: pairs of input and target token
+    for inputs, targets in zip(input_ids, target_ids or input_ids, strict=True):
+        sequences.append(tuple(zip(inputs, targets, strict=True)))
+    for number, sequence in enumerate(sequences):
         if not sequence:
             raise UserError(f"Class name number {number} has no tokens: the model's tokenizer drops it; rename it.")
     tokens, parent, depth = [(-1, -1)], [-1], [0]
-    name_node = np.zeros(len(pairs), dtype=np.int64)
+    name_node = np.zeros(len(sequences), dtype=np.int64)
     path, previous = [0], ()
-    for number in sorted(range(len(pairs)), key=pairs.__getitem__):  # sorted sequences visit the tree in preorder
-        sequence = pairs[number]
-        shared = next((i for i, (a, b) in enumerate(zip(sequence, previous, strict=False)) if a != b),
-                      min(len(sequence), len(previous)))  # fmt: skip
+    # In sorted order, the sequences visit the nodes in preorder.
+    for number in sorted(range(len(sequences)), key=lambda number: sequences[number]):
+        sequence = sequences[number]
+        shared = 0  # the length of the common prefix with the previous sequence
+        while shared < min(len(sequence), len(previous)) and sequence[shared] == previous[shared]:
+            shared += 1
         del path[shared + 1 :]
         for token in sequence[shared:]:
             tokens.append(token)
             parent.append(path[-1])
             depth.append(len(path))
             path.append(len(tokens) - 1)
-        name_node[number], previous = path[-1], sequence
+        name_node[number] = path[-1]
+        previous = sequence
     end = np.arange(1, len(tokens) + 1)
     for node in range(len(tokens) - 1, 0, -1):
         end[parent[node]] = max(end[parent[node]], end[node])
-    fed_tokens, read_tokens = np.array(tokens, dtype=np.int64).T
-    return LabelTrie(fed_tokens, read_tokens, np.array(parent), np.array(depth), end, name_node)
+    token_array = np.array(tokens, dtype=np.int64)  # [nodes, 2]
+    return LabelTrie(token_array[:, 0], token_array[:, 1], np.array(parent), np.array(depth), end, name_node)

@@ -1,20 +1,10 @@
-"""From saved answers to numbers, without a model: every metric by name, with 95% intervals."""
+"""From saved answers to numbers, without a model: the metric registry, intervals, and the collector of scored runs."""
 
-from vlmclassifier.scoring.differences import Difference, differences, pooled
-from vlmclassifier.scoring.intervals import by_class, mean_per_class, wilson_interval
+from vlmclassifier.scoring.intervals import class_counts, mean_per_class, wilson_interval
 from vlmclassifier.scoring.mentions import Mentions, plain_words
-from vlmclassifier.scoring.metrics import (
-    METRICS,
-    PAPER_METRIC,
-    Scorer,
-    contains,
-    empty,
-    exact,
-    score_predictions,
-    summarise,
-)
+from vlmclassifier.scoring.metrics import METRICS, PAPER_METRIC, Answers, Metric, contains, empty, exact, metric_hits
 
 __all__ = [
-    "METRICS", "PAPER_METRIC", "Difference", "Mentions", "Scorer", "by_class", "contains", "differences", "empty",
-    "exact", "mean_per_class", "plain_words", "pooled", "score_predictions", "summarise", "wilson_interval",
+    "METRICS", "PAPER_METRIC", "Answers", "Mentions", "Metric", "class_counts", "contains", "empty", "exact",
+    "mean_per_class", "metric_hits", "plain_words", "wilson_interval",
 ]  # fmt: skip

@@ -1,8 +1,6 @@
-"""95% intervals of what is counted."""
+"""95% intervals of proportions and of their mean over classes."""
 
 from collections.abc import Sequence
-
-from vlmclassifier.records import Prediction
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -13,11 +11,11 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return float(interval.low), float(interval.high)
 
 
-def by_class(predictions: Sequence[Prediction], hits: Sequence[bool]) -> dict[int, tuple[int, int]]:
-    """Right answers and pictures of each class, by class index in order."""
+def class_counts(class_indices: Sequence[int], hits: Sequence[bool]) -> dict[int, tuple[int, int]]:
+    """Right answers and images of each class, by class index in order."""
     counts: dict[int, list[int]] = {}
-    for prediction, hit in zip(predictions, hits, strict=True):
-        count = counts.setdefault(prediction.class_index, [0, 0])
+    for index, hit in zip(class_indices, hits, strict=True):
+        count = counts.setdefault(index, [0, 0])
         count[0] += hit
         count[1] += 1
     return {index: (right, n) for index, (right, n) in sorted(counts.items())}
@@ -26,8 +24,8 @@ def by_class(predictions: Sequence[Prediction], hits: Sequence[bool]) -> dict[in
 def mean_per_class(counts: dict[int, tuple[int, int]]) -> tuple[float, float, float]:
     """Mean of the classes' accuracies with a 95% interval, as fractions in [0, 1].
 
-    Normal, from each class's own variance with one right and one wrong answer added, so that a class of one picture has
-    a variance too.
+    A normal interval from each class's own variance with one right and one wrong answer added, so that a class of one
+    image has a variance too.
     """
     value = sum(right / n for right, n in counts.values()) / len(counts)
     variance = 0.0

@@ -1,25 +1,127 @@
-"""Every metric by name: an answer is right or wrong, or not counted."""
+"""The metric registry. One entry of METRICS says a metric's name, to which runs it applies and how it is computed.
 
-from collections.abc import Callable, Mapping, Sequence
+The tables take their columns from it, `scores.csv` its rows. docs/adding_a_metric.md shows how to add one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vlmclassifier.class_lists import first_index
 from vlmclassifier.records import Prediction
-from vlmclassifier.scoring import special
-from vlmclassifier.scoring.intervals import by_class, mean_per_class, wilson_interval
-from vlmclassifier.scoring.mentions import Mentions, all_named, maximal, plain_words
+from vlmclassifier.scoring import class_facts
+from vlmclassifier.scoring.intervals import class_counts, mean_per_class, wilson_interval
+from vlmclassifier.scoring.mentions import Mention, Mentions, all_named, longest_mentions, plain_words
 
 if TYPE_CHECKING:
     from vlmclassifier.scoring.semantic import Encoder
 
-# By model kind: what the paper calls accuracy.
+# By kind of run: what the paper calls accuracy.
 PAPER_METRIC = {"vlm": "contains", "api": "contains", "clip": "exact", "ranking": "exact"}
-FEW = 30  # mentions whose places are looked up in the list itself, which costs less than an index of it
-ECHO = 3  # so many candidates one after the other, as the list has them, are an echo of it
-Hit = bool | None  # None: this picture does not count
+TEXT_KINDS = ("vlm", "api")  # answers in words
+SHORT_LIST = 30  # mentions whose places are looked up in the list itself, which costs less than an index of it
+ECHO_LENGTH = 3  # so many candidates in the order of the list are an echo of it
+
+Hit = bool | None  # None: this image does not count
+Interval = tuple[float, float, float, int]  # value, low, high as fractions; n
+
+
+@dataclass
+class Answers:
+    """The answers of one run, or of one scoring variant of a ranking, with what several metrics need of them."""
+
+    predictions: Sequence[Prediction]
+    names: tuple[str, ...]  # the class list
+    kind: str  # vlm, clip, api or ranking
+    encoder: "Encoder | None" = None  # adds the metric "semantic"
+    ranked_first: Sequence[bool] | None = None  # of a ranking: whether the true name is first ...
+    ranked_among_five: Sequence[bool] | None = None  # ... and among the first five; None where that is not known
+    mentions: Mentions | None = None
+    _found: dict[str, list[Mention]] = field(default_factory=dict, repr=False)  # answers repeat
+
+    @cached_property
+    def first_index(self) -> dict[str, int]:
+        """The first class index of each name."""
+        return first_index(self.names)
+
+    @property
+    def has_shared_names(self) -> bool:
+        """Whether two classes have one name."""
+        return len(self.first_index) < len(self.names)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the answers are in words."""
+        return self.kind in TEXT_KINDS
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether any image has a list of candidates."""
+        return any(prediction.choices is not None for prediction in self.predictions)
+
+    @cached_property
+    def right(self) -> list[bool]:
+        """Whether each answer is right by the paper's metric for this kind of run."""
+        if self.ranked_first is not None:
+            return [bool(hit) for hit in self.ranked_first]
+        metric = contains if PAPER_METRIC[self.kind] == "contains" else exact
+        return [metric(prediction) for prediction in self.predictions]
+
+    @cached_property
+    def found(self) -> list[list[Mention]]:
+        """All mentions of class names in each answer."""
+        mentions = self.mentions or Mentions(self.names)
+        for prediction in self.predictions:
+            if prediction.output not in self._found:
+                self._found[prediction.output] = mentions.find(prediction.output)
+        return [self._found[prediction.output] for prediction in self.predictions]
+
+    @cached_property
+    def longest(self) -> list[list[frozenset[str]]]:
+        """The mentions of each answer that are not part of a longer one."""
+        return [longest_mentions(found) for found in self.found]
+
+    @cached_property
+    def longest_candidates(self) -> list[list[frozenset[str]] | None]:
+        """As `longest`, only for the candidates; None for an image without candidates."""
+        result: list[list[frozenset[str]] | None] = []
+        for prediction, found, longest in zip(self.predictions, self.found, self.longest, strict=True):
+            if prediction.choices is None:
+                result.append(None)
+            elif len(prediction.choices) == len(self.first_index):
+                result.append(longest)
+            else:
+                result.append(longest_mentions(found, prediction.choices))
+        return result
+
+
+def proportion(answers: Answers, hits: Sequence[Hit]) -> Interval:
+    """The share of hits among the images that count, with its Wilson interval."""
+    counted = [hit for hit in hits if hit is not None]
+    return (sum(counted) / len(counted), *wilson_interval(sum(counted), len(counted)), len(counted))
+
+
+def mean_over_classes(answers: Answers, hits: Sequence[Hit]) -> Interval:
+    """The mean of the classes' accuracies."""
+    counts = class_counts([prediction.class_index for prediction in answers.predictions], [bool(hit) for hit in hits])
+    return (*mean_per_class(counts), len(hits))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: `hits` says of every answer whether it counts as a hit, `summary` turns hits into a number."""
+
+    name: str
+    definition: str  # an answer is a hit when ...
+    hits: Callable[[Answers], Sequence[Hit]]
+    applies: Callable[[Answers], bool] = lambda answers: answers.kind != "ranking"
+    summary: Callable[[Answers, Sequence[Hit]], Interval] = proportion
+    judges: bool = False  # it decides between right and wrong: the table of metrics compares it with the paper's
 
 
 def contains(prediction: Prediction) -> bool:
-    """The lower-cased label is a substring of the lower-cased answer: the paper's metric (section 1).
+    """The lower-cased label is a substring of the lower-cased answer: the paper's metric (section 2).
 
     Identity by name: an answer "missile" is right for both of ImageNet's classes of that name.
     """
@@ -28,137 +130,161 @@ def contains(prediction: Prediction) -> bool:
 
 def exact(prediction: Prediction) -> bool:
     """The answer is the label, letter case, outer white space and a final full stop aside. Identity by name."""
-    return _bare(prediction.output) == _bare(prediction.label)
+    return _stripped(prediction.output) == _stripped(prediction.label)
 
 
-def _bare(text: str) -> str:
+def _stripped(text: str) -> str:
     return text.strip().removesuffix(".").strip().lower()
 
 
 def empty(prediction: Prediction) -> bool:
-    """The model said nothing."""
+    """The answer is empty."""
     return not prediction.output.strip()
 
 
-METRICS: dict[str, Callable[[Prediction], bool]] = {"contains": contains, "exact": exact, "empty": empty}
+def _each(test: Callable[[Prediction], Hit]) -> Callable[[Answers], list[Hit]]:
+    """Hits of a metric that looks at one answer at a time."""
+    return lambda answers: [test(prediction) for prediction in answers.predictions]
 
 
-class Scorer:
-    """All metrics for answers about one list of class names; `kind` is that of the model.
-
-    `encoder`: adds "semantic" for answers in words.
-    """
-
-    def __init__(self, names: Sequence[str], kind: str, encoder: "Encoder | None" = None) -> None:
-        self.names, self.kind, self.encoder = tuple(names), kind, encoder
-        self.mentions = Mentions(names)
-        self.first = {name: index for index, name in reversed(list(enumerate(names)))}
-        self.right = METRICS[PAPER_METRIC[kind]]
-        self._found: dict[str, list] = {}  # answers repeat
-
-    def hits(self, predictions: Sequence[Prediction]) -> dict[str, list[Hit]]:
-        """Of each metric that applies here whether each answer is right by it, "accuracy" (the paper's) first."""
-        hits: dict[str, list[Hit]] = {"accuracy": [self.right(p) for p in predictions]}
-        if len(self.first) < len(self.names):
-            pairs = zip(hits["accuracy"], predictions, strict=True)
-            hits["accuracy_by_class"] = [hit and p.class_index == self.first[p.label] for hit, p in pairs]
-        for name, metric in METRICS.items():
-            hits[name] = hits["accuracy"] if metric is self.right else [metric(p) for p in predictions]
-        if self.kind in ("vlm", "api"):
-            hits |= self._of_text(predictions)
-        if self.names == special.imagenet_names():
-            hits |= self._of_imagenet(predictions, hits["contains"])
-        if self.names == special.car_names() and self.kind in ("vlm", "api"):
-            hits["make_model"] = [self._make_model(p) for p in predictions]
-        if self.encoder and self.kind in ("vlm", "api"):
-            nearest = self.encoder.nearest(predictions, self.names)
-            hits["semantic"] = [name == p.label for p, name in zip(predictions, nearest, strict=True)]
-        return {name: values for name, values in hits.items() if any(value is not None for value in values)}
-
-    def _of_text(self, predictions: Sequence[Prediction]) -> dict[str, list[Hit]]:
-        found = [self._find(p.output) for p in predictions]
-        tops = [maximal(one) for one in found]
-        hits: dict[str, list[Hit]] = {
-            "contains_words": [p.label in all_named(one) for p, one in zip(predictions, found, strict=True)],
-            "unique": [_only(top, p.label) for p, top in zip(predictions, tops, strict=True)],
-            "no_class": [not top for top in tops],
-            "refusal": [p.reply and p.reply.finish == "refusal" for p in predictions],
-        }
-        listed = [None if p.choices is None else top if len(p.choices) == len(self.first) else maximal(one, p.choices)
-                  for p, one, top in zip(predictions, found, tops, strict=True)]  # fmt: skip
-        hits["no_candidate"] = [None if top is None else not top for top in listed]
-        hits["several_candidates"] = [None if top is None else len(set(top)) > 1 for top in listed]
-        hits["echo"] = [None if top is None else _echoes(top, p.choices or ())
-                        for p, top in zip(predictions, listed, strict=True)]  # fmt: skip
-        return hits
-
-    def _of_imagenet(self, predictions: Sequence[Prediction], contained: Sequence[Hit]) -> dict[str, list[Hit]]:
-        lemmas, real = special.lemmas(), special.real_labels()
-        hits: dict[str, list[Hit]] = {"real": []}
-        if self.kind in ("vlm", "api"):  # Table 8; the class's own name counts too
-            hits["contains_synonym"] = [
-                right or any(lemma in p.output.lower() for lemma in lemmas[p.class_index])
-                for right, p in zip(contained, predictions, strict=True)
-            ]
-        for p in predictions:
-            classes = real.get(special.validation_file(p.example_id))
-            answer = (_bare if PAPER_METRIC[self.kind] == "exact" else str.lower)(p.output)
-            names = [self.names[index].lower() for index in classes or ()]
-            by_name = answer.__eq__ if PAPER_METRIC[self.kind] == "exact" else answer.__contains__
-            hits["real"].append(any(map(by_name, names)) if names else None)
-        return hits
-
-    def _make_model(self, prediction: Prediction) -> bool:
-        name = plain_words(special.without_year(prediction.label))
-        return f" {name} " in f" {plain_words(prediction.output)} "
-
-    def _find(self, output: str) -> list:
-        if output not in self._found:
-            self._found[output] = self.mentions.find(output)
-        return self._found[output]
+def _right_by_class(answers: Answers) -> list[Hit]:
+    """As the paper's metric, but a shared name stands for its first class: an answer in words cannot say which."""
+    return [
+        right and prediction.class_index == answers.first_index[prediction.label]
+        for right, prediction in zip(answers.right, answers.predictions, strict=True)
+    ]
 
 
-def _only(top: Sequence[frozenset[str]], label: str) -> bool:
-    """Whether exactly one class is mentioned, however often, and it is the right one."""
-    return len(set(top)) == 1 and label in top[0]
+def _contains_words(answers: Answers) -> list[Hit]:
+    return [p.label in all_named(found) for p, found in zip(answers.predictions, answers.found, strict=True)]
 
 
-def _echoes(top: Sequence[frozenset[str]], choices: Sequence[str]) -> bool:
-    """Whether at least ECHO candidates (all, of fewer) follow each other as in the list."""
-    run, enough = 1, min(ECHO, len(choices))
-    if len(top) < enough:
+def _unique(answers: Answers) -> list[Hit]:
+    """Exactly one class is mentioned, however often, and it is the right one."""
+    return [
+        len(set(mentioned)) == 1 and prediction.label in mentioned[0]
+        for prediction, mentioned in zip(answers.predictions, answers.longest, strict=True)
+    ]
+
+
+def _no_class(answers: Answers) -> list[Hit]:
+    return [not mentioned for mentioned in answers.longest]
+
+
+def _no_candidate(answers: Answers) -> list[Hit]:
+    return [None if mentioned is None else not mentioned for mentioned in answers.longest_candidates]
+
+
+def _several_candidates(answers: Answers) -> list[Hit]:
+    return [None if mentioned is None else len(set(mentioned)) > 1 for mentioned in answers.longest_candidates]
+
+
+def _echo(answers: Answers) -> list[Hit]:
+    hits: list[Hit] = []
+    for prediction, mentioned in zip(answers.predictions, answers.longest_candidates, strict=True):
+        hits.append(None if mentioned is None else _repeats_list(mentioned, prediction.choices or ()))
+    return hits
+
+
+def _repeats_list(mentioned: Sequence[frozenset[str]], choices: Sequence[str]) -> bool:
+    """Whether at least ECHO_LENGTH candidates (all, where there are fewer) follow each other as in the list."""
+    enough = min(ECHO_LENGTH, len(choices))
+    if len(mentioned) < enough:
         return False
-    place = choices.index if len(top) < FEW else {name: number for number, name in enumerate(choices)}.__getitem__
-    places = [min(map(place, names)) for names in top]
+    if len(mentioned) < SHORT_LIST:
+        place_of = choices.index
+    else:
+        place_of = {name: place for place, name in enumerate(choices)}.__getitem__
+    places = [min(place_of(name) for name in names) for names in mentioned]
+    length = 1
     for before, after in zip(places, places[1:], strict=False):
-        run = run + 1 if after == before + 1 else 1
-        if run >= enough:
+        length = length + 1 if after == before + 1 else 1
+        if length >= enough:
             return True
     return False
 
 
-def score_predictions(
-    predictions: Sequence[Prediction], names: Sequence[str], kind: str
-) -> list[tuple[str, float, float, float, int]]:
-    """Rows (metric, value, low, high, n) in percent for one run: "accuracy" is the paper's metric for this kind.
-
-    Where two classes share a name, the accuracy is given by class index too ("accuracy_by_class"): a shared name then
-    stands for the first class that bears it, since an answer in words cannot say which one it means.
-    """
-    return summarise(predictions, Scorer(names, kind).hits(predictions))
-
-
-def summarise(
-    predictions: Sequence[Prediction], hits: Mapping[str, Sequence[Hit]]
-) -> list[tuple[str, float, float, float, int]]:
-    """Rows (metric, value, low, high, n) in percent of what `Scorer.hits` found, with the mean over classes."""
-    rows = [row for metric, values in hits.items() if (row := _row(metric, values))]
-    accuracy = mean_per_class(by_class(predictions, hits["accuracy"]))
-    rows.insert(1, ("mean_per_class", *(100 * value for value in accuracy), len(predictions)))
-    return rows
+def _contains_synonym(answers: Answers) -> list[Hit]:
+    """The paper's Table 8; the class's own name counts too."""
+    lemmas = class_facts.lemmas()
+    hits: list[Hit] = []
+    for prediction in answers.predictions:
+        output = prediction.output.lower()
+        hits.append(contains(prediction) or any(lemma in output for lemma in lemmas[prediction.class_index]))
+    return hits
 
 
-def _row(metric: str, values: Sequence[Hit]) -> tuple[str, float, float, float, int]:
-    counted = [value for value in values if value is not None]
-    low, high = wilson_interval(sum(counted), len(counted))
-    return metric, 100 * sum(counted) / len(counted), 100 * low, 100 * high, len(counted)
+def _real(answers: Answers) -> list[Hit]:
+    """The paper's metric for any of the classes that people saw in the image; None where they agreed on none."""
+    real, hits = class_facts.real_labels(), []
+    for prediction in answers.predictions:
+        classes = real.get(class_facts.validation_file(prediction.example_id)) or ()
+        names = [answers.names[index].lower() for index in classes]
+        if not names:
+            hits.append(None)
+        elif PAPER_METRIC[answers.kind] == "exact":
+            hits.append(_stripped(prediction.output) in names)
+        else:
+            hits.append(any(name in prediction.output.lower() for name in names))
+    return hits
+
+
+def _make_model(prediction: Prediction) -> bool:
+    name = plain_words(class_facts.without_year(prediction.label))
+    return f" {name} " in f" {plain_words(prediction.output)} "
+
+
+def _semantic(answers: Answers) -> list[Hit]:
+    nearest = answers.encoder.nearest(answers.predictions, answers.names)
+    return [name == prediction.label for prediction, name in zip(answers.predictions, nearest, strict=True)]
+
+
+def _is_imagenet(answers: Answers) -> bool:
+    return answers.kind != "ranking" and answers.names == class_facts.imagenet_names()
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "right by the paper's metric: `contains` for answers in words, `exact` for CLIP, the first "
+               "name of a ranking", lambda answers: answers.right, lambda answers: True),
+        Metric("top5", "the true name is among the first five of a ranking", lambda answers: answers.ranked_among_five,
+               lambda answers: answers.ranked_among_five is not None),
+        Metric("mean_per_class", "as `accuracy`; the mean over the classes", lambda answers: answers.right,
+               summary=mean_over_classes),
+        Metric("accuracy_by_class", "as `accuracy`, a shared name standing for its first class", _right_by_class,
+               lambda answers: answers.has_shared_names),
+        Metric("contains", "the lower-cased label is a substring of the lower-cased answer", _each(contains)),
+        Metric("exact", "answer and label are equal, case, outer space and a final full stop aside", _each(exact),
+               judges=True),
+        Metric("empty", "the answer is empty", _each(empty)),
+        Metric("contains_words", "the label occurs in the answer as whole words, or in the simple plural",
+               _contains_words, lambda answers: answers.is_text, judges=True),
+        Metric("unique", "exactly one class is mentioned so, the right one", _unique, lambda answers: answers.is_text,
+               judges=True),
+        Metric("no_class", "no class is mentioned", _no_class, lambda answers: answers.is_text),
+        Metric("refusal", "the API refused to answer",
+               _each(lambda prediction: prediction.reply and prediction.reply.finish == "refusal"),
+               lambda answers: answers.is_text),
+        Metric("no_candidate", "no candidate is mentioned", _no_candidate,
+               lambda answers: answers.is_text and answers.has_candidates),
+        Metric("several_candidates", "several candidates are mentioned", _several_candidates,
+               lambda answers: answers.is_text and answers.has_candidates),
+        Metric("echo", "three or more candidates follow each other as in the list", _echo,
+               lambda answers: answers.is_text and answers.has_candidates),
+        Metric("contains_synonym", "the label or any WordNet lemma of its class is a substring", _contains_synonym,
+               lambda answers: answers.is_text and _is_imagenet(answers), judges=True),
+        Metric("real", "as `accuracy`, for any class that people saw in the image (ReaL labels)", _real, _is_imagenet,
+               judges=True),
+        Metric("make_model", "the label without its year occurs as whole words", _each(_make_model),
+               lambda answers: answers.is_text and answers.names == class_facts.car_names(), judges=True),
+        Metric("semantic", "the label's embedding is nearest to the answer's", _semantic,
+               lambda answers: answers.is_text and answers.encoder is not None, judges=True),
+    )
+}  # fmt: skip
+
+
+def metric_hits(answers: Answers) -> dict[str, Sequence[Hit]]:
+    """The hits of every metric that applies and counts at least one image, "accuracy" first."""
+    hits = {metric.name: metric.hits(answers) for metric in METRICS.values() if metric.applies(answers)}
+    return {name: values for name, values in hits.items() if any(value is not None for value in values)}

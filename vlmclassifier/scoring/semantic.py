@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Encoder:
-    """A sentence-transformers model, and the embeddings of the class lists that it has seen."""
+    """A sentence-transformers model, and the embeddings of the class lists that it has encoded."""
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
         """`device`: where it runs; None is a GPU where there is one.
@@ -21,7 +21,7 @@ class Encoder:
         if not (folder / "modules.json").is_file():
             raise UserError(
                 f"{folder} is no sentence-transformers model (it has no modules.json): name a folder that was saved "
-                "by SentenceTransformer.save, or downloaded whole."
+                "by SentenceTransformer.save, or downloaded completely."
             )
         from sentence_transformers import SentenceTransformer  # seconds
 
@@ -33,7 +33,7 @@ class Encoder:
         self._names: dict[tuple[str, ...], Tensor] = {}
 
     def nearest(self, predictions: Sequence[Prediction], names: Sequence[str]) -> list[str | None]:
-        """The name with the largest cosine to each answer, of the picture's candidates where it has some.
+        """The name with the largest cosine to each answer, of the image's candidates where it has some.
 
         Of names that are equally near the first counts; an answer without a word has none.
         """

@@ -1,4 +1,4 @@
-"""What every miniature shares: sizes, a tokenizer trained on the spot, weights that make the picture matter."""
+"""Shared parts of all miniatures: sizes, a tokenizer trained on the class names, weights that depend on the image."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,11 @@ from transformers import PreTrainedTokenizerFast
 from vlmclassifier.benchmarks import PAPER_BENCHMARKS, class_names
 from vlmclassifier.prompts import TEMPLATES, THOUGHT, WORDINGS
 
-IMAGE_SIZE, PATCH, WIDTH, VOCABULARY, QUERIES = 56, 14, 32, 600, 4
+IMAGE_SIZE = 56  # pixels
+PATCH = 14  # pixels
+WIDTH = 32  # of the hidden states
+VOCABULARY = 600  # tokens
+QUERIES = 4  # query tokens of the Q-Former
 SIZE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
 VISION = {
     "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -23,31 +27,32 @@ DECODER = {
 }  # fmt: skip
 
 
-def decoder(model_type: str, tokenizer: PreTrainedTokenizerFast, context: int, **more: object) -> dict:
-    """The configuration of a language model of two layers over the tokenizer's vocabulary."""
+def decoder_config(model_type: str, tokenizer: PreTrainedTokenizerFast, context: int, **options: object) -> dict:
+    """The configuration of a two-layer language model with the tokenizer's vocabulary and `context` positions."""
     return DECODER | {
         "model_type": model_type, "vocab_size": len(tokenizer), "max_position_embeddings": context,
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    } | more  # fmt: skip
+    } | options  # fmt: skip
 
 
 @torch.no_grad()
 def redraw_weights(model: nn.Module, seed: int = 0) -> None:
-    """Redraw weights so that the answer depends on the picture: libraries initialise so small that it would not.
+    """Draw the weights again, so that the answer depends on the image: default initialisations are too small for that.
 
-    Matrices get std 1/sqrt(fan in), embeddings and query tokens std 1, tied embeddings hidden^-0.5.
+    The standard deviation is 1 / sqrt(fan-in) for matrices, 1 for embeddings and query tokens, and 1 / sqrt(width) for
+    tied embeddings.
     """
     generator = torch.Generator().manual_seed(seed)
-    output = model.get_output_embeddings()
-    tied = output is not None and output.weight is model.get_input_embeddings().weight
+    output_embeddings = model.get_output_embeddings()
+    is_tied = output_embeddings is not None and output_embeddings.weight is model.get_input_embeddings().weight
     for name, parameter in sorted(model.named_parameters()):
         if parameter.ndim < 2:
             continue
-        embedding = "embed" in name or "query_tokens" in name
-        if tied and parameter is output.weight:
+        is_embedding = "embed" in name or "query_tokens" in name
+        if is_tied and parameter is output_embeddings.weight:
             std = parameter.shape[1] ** -0.5
-        elif embedding and "patch" not in name:
+        elif is_embedding and "patch" not in name:
             std = 1.0
         else:
             std = 1 / math.sqrt(parameter[0].numel())
@@ -55,13 +60,14 @@ def redraw_weights(model: nn.Module, seed: int = 0) -> None:
 
 
 def train_tokenizer(
-    special: Iterable[str], bos: str | None, eos: str, pad: str, plain: Iterable[str] = (), size: int = VOCABULARY,
-    **named: str,
+    special_tokens: Iterable[str], bos: str | None, eos: str, pad: str, plain_tokens: Iterable[str] = (),
+    size: int = VOCABULARY, **named_tokens: str,
 ) -> PreTrainedTokenizerFast:  # fmt: skip
-    """A byte-level BPE of `size` tokens trained on the class names and prompts, with a begin token in front of a text.
+    """A byte-level BPE tokenizer of `size` tokens, trained on the class names and prompts.
 
-    `special`: tokens in the order of their numbers. `plain`: more tokens, that stay in a decoded answer. `named`: the
-    attributes by which a processor finds its tokens (`image_token`).
+    It adds the begin token `bos` in front of a text, if there is one. `special_tokens`: in the order of their ids.
+    `plain_tokens`: additional tokens that remain in decoded text. `named_tokens`: the attributes by which a processor
+    finds its tokens, such as `image_token`.
     """
     texts = [name for benchmark in PAPER_BENCHMARKS.values() for name in class_names(benchmark)]
     texts += [*WORDINGS.values(), *TEMPLATES.values(), THOUGHT]
@@ -69,23 +75,23 @@ def train_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(special), show_progress=False,
+        vocab_size=size, special_tokens=list(special_tokens), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in plain])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in plain_tokens])
     if bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad, padding_side="left",
-        extra_special_tokens=named,
+        extra_special_tokens=named_tokens,
     )  # fmt: skip
 
 
 def chat_template(before: str, image: str, after: str) -> str:
-    """A chat template for one user's message: `image` for the picture, then the question, then `after`."""
+    """A chat template for one message of the user: `before`, then `image` and the question, then `after`."""
     return (
         f"{before}{{% for message in messages %}}{{% for part in message['content'] %}}"
         f"{{% if part['type'] == 'image' %}}{image}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"

@@ -1,6 +1,6 @@
-"""Vision-language models: one class for every transformers image-text model."""
+"""Vision-language models: the class `VLM` for every image-text-to-text model of transformers."""
 
 from vlmclassifier.vlm.loading import load_vlm
-from vlmclassifier.vlm.model import VLM
+from vlmclassifier.vlm.model import VLM, Batch
 
-__all__ = ["VLM", "load_vlm"]
+__all__ = ["VLM", "Batch", "load_vlm"]

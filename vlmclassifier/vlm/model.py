@@ -1,8 +1,9 @@
-"""A vision-language model with its processor: prompts, batches, greedy answers, image features, the context."""
+"""A vision-language model with its processor: prompts, batches, greedy decoding, image features, context length."""
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,149 +11,212 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
+from vlmclassifier.devices import BatchSplitter
 from vlmclassifier.models import ModelSpec
-from vlmclassifier.prompts import TEMPLATES, THOUGHT, new_tokens
+from vlmclassifier.prompts import TEMPLATES, THOUGHT, default_new_tokens
 from vlmclassifier.records import ContextError, UserError
 
-BLANK = (224, 224)  # width and height of the picture that stands for all where their size does not matter
-SHAPES = (BLANK, (1000, 300), (1000, 1000))  # pictures that take equally many tokens where size does not matter
+DEFAULT_SIZE = (224, 224)  # width and height in pixels of a blank image, used where the image size has no effect
+TEST_SIZES = (DEFAULT_SIZE, (1000, 300), (1000, 1000))  # sizes for testing whether the number of tokens depends on it
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images, prompts, and the processor's output for them. The images are kept because the batch may be split."""
+
+    images: list[Image.Image]
+    prompts: list[str]
+    inputs: dict[str, Tensor]  # on the CPU: input_ids [batch, tokens] with left padding, pixel_values, ...
+
+    def __len__(self) -> int:
+        return len(self.prompts)
 
 
 class VLM:
-    """A vision-language model with its processor. Made by `load_vlm`."""
+    """A vision-language model with its processor. Use `load_vlm` to create one."""
 
     def __init__(self, model: torch.nn.Module, processor: object, spec: ModelSpec) -> None:
         self.model = model.eval()
         self.processor = processor
         self.spec = spec
-        self._mixes_pictures = False
-        self.processor.tokenizer.padding_side = "left"  # new tokens follow the prompt without a gap
-        _fill_processor(self.processor, self.model.config)
-        _decode_greedily(self.model, self.processor.tokenizer)
+        self._splitter = BatchSplitter()
+        self._features_are_separable = True  # whether the features of several images can be split by image
+        self.processor.tokenizer.padding_side = "left"  # so that new tokens directly follow the prompt
+        _complete_processor(self.processor, self.model.config)
+        _set_greedy_decoding(self.model, self.processor.tokenizer)
 
-    def prompt(self, question: str, chain_of_thought: bool = False, picture: bool = True) -> str:
-        """The whole text for one question: the paper's template, else the chat template of the model's processor.
+    def prompt(self, question: str, chain_of_thought: bool = False, image: bool = True) -> str:
+        """The whole prompt for one question, by the paper's template or else the processor's chat template.
 
-        Chain of thought opens the answer where the paper's template does so, else it ends the question (paper
-        section 1). Without `picture` its placeholder and the newline behind it are left out (paper section 2).
+        The sentence for chain of thought begins the answer if the paper's template does so, else it ends the question
+        (paper, section 2). With `image=False` the image placeholder and the newline after it are left out (paper,
+        section 3.1).
         """
         thought = THOUGHT if chain_of_thought else ""
         if self.spec.template is not None:
             text = TEMPLATES[self.spec.template].format(question=question, thought=thought)
-            return text if picture else text.replace("<image>\n", "").replace("<image>", "")
-        content = [{"type": "image"}] * picture + [{"type": "text", "text": question + thought}]
+            return text if image else text.replace("<image>\n", "").replace("<image>", "")
+        content = [{"type": "image"}] if image else []
+        content.append({"type": "text", "text": question + thought})
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Processor output on the CPU: input_ids [batch, tokens], padded on the left, pixel_values and the rest.
+    def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Batch:
+        """A batch for `generate`. Raises UserError when a row has no image token: the image would be ignored."""
+        return Batch(list(images), list(prompts), self.process(images, prompts))
 
-        Raises UserError when a row holds no image token: the picture would be dropped without a word.
+    def process(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The processor's output on the CPU: input_ids [batch, tokens] with left padding, pixel_values, ...
+
+        Raises UserError when a row has no image token.
         """
-        bos = self.processor.tokenizer.bos_token
-        # A chat template writes the begin token itself; the tokenizer would add a second one.
-        once = {"add_special_tokens": False} if bos and prompts[0].startswith(bos) else {}
+        bos_token = self.processor.tokenizer.bos_token
+        # A chat template contains the begin token itself; the tokenizer would add a second one.
+        options = {}
+        if bos_token and prompts[0].startswith(bos_token):
+            options["add_special_tokens"] = False
         inputs = self.processor(
-            images=[[image] for image in images], text=list(prompts), padding=True, return_tensors="pt", **once
+            images=[[image] for image in images], text=list(prompts), padding=True, return_tensors="pt", **options
         )
-        inputs.pop("labels", None)  # PaliGemma's processor makes them in any case
-        if "qformer_input_ids" in inputs:  # the processor pads them on the left, where the Q-Former would see them
-            read = self.processor.qformer_tokenizer(
+        inputs.pop("labels", None)  # PaliGemma's processor always returns them
+        if (
+            "qformer_input_ids" in inputs
+        ):  # the processor pads them on the left, and the Q-Former would read the padding
+            question = self.processor.qformer_tokenizer(
                 list(prompts), padding=True, padding_side="right", return_tensors="pt"
             )
-            inputs["qformer_input_ids"] = read["input_ids"]  # [batch, question tokens]
-            inputs["qformer_attention_mask"] = read["attention_mask"]
-        image_token = getattr(self.model.config, "image_token_id", None)
-        if image_token is not None and not (inputs["input_ids"] == image_token).any(dim=1).all():
+            inputs["qformer_input_ids"] = question["input_ids"]  # [batch, question tokens]
+            inputs["qformer_attention_mask"] = question["attention_mask"]  # [batch, question tokens]
+        image_token_id = getattr(self.model.config, "image_token_id", None)
+        if image_token_id is not None and not (inputs["input_ids"] == image_token_id).any(dim=1).all():
             raise UserError(
                 f"The processor of {self.spec.key} puts no image token into the prompt: its tokenizer or "
-                "processor_config.json does not belong to this checkpoint."
+                "processor_config.json does not belong to this checkpoint; save or download the processor again."
             )
         return inputs
 
-    @torch.inference_mode()
     def generate(
-        self, inputs: dict[str, Tensor], max_new_tokens: int = 64, image_features: Sequence[Any] | None = None
-    ) -> list[str]:
-        """Greedy answers to what `prepare` made, without the prompt and cut at the first end token.
+        self, batch: Batch, max_new_tokens: int = 64, image_features: Sequence[Any] | None = None
+    ) -> list[str]:  # fmt: skip
+        """The answers by greedy decoding, without the prompt and up to the first end token.
 
-        `image_features`: one of `image_features()` per row; the pictures are then not encoded again. Raises
-        ContextError when a row and its answer exceed the context.
+        A batch that does not fit into the device's memory is split. `image_features`: one item of `encode_images` per
+        row, so that the images are not encoded again. Raises ContextError when a prompt and its answer exceed the
+        context, and UserError when a single row does not fit into the memory.
         """
+
+        def generate_part(part: slice) -> list[str]:
+            features = None if image_features is None else image_features[part]
+            if part == slice(0, len(batch)):
+                return self._generate(batch.inputs, max_new_tokens, features)
+            return self._generate(self.process(batch.images[part], batch.prompts[part]), max_new_tokens, features)
+
+        return self._splitter.run(generate_part, len(batch))
+
+    @torch.inference_mode()
+    def _generate(
+        self, inputs: dict[str, Tensor], max_new_tokens: int, image_features: Sequence[Any] | None
+    ) -> list[str]:  # fmt: skip
         self._check_length(int(inputs["attention_mask"].sum(dim=1).max()), max_new_tokens)
         if "qformer_attention_mask" in inputs:
-            self._check_qformer(inputs["qformer_attention_mask"].shape[1])
-        inputs = {key: self._to_device(value) for key, value in inputs.items()}
+            self._check_qformer_length(inputs["qformer_attention_mask"].shape[1])
+        inputs = self.to_device(inputs)
         length = inputs["input_ids"].shape[1]
         if image_features is not None:
             del inputs["pixel_values"]
-            seen = joined(image_features)
+            features = join_features(image_features)
             if self._is_blip():
-                return [self._decode(row) for row in self._generate_blip(inputs, seen, max_new_tokens).tolist()]
-            inputs["mm_encoder_outputs"] = {"image": seen}
-        sequences = self.model.generate(**inputs, max_new_tokens=max_new_tokens)
+                new_tokens = self._generate_blip(inputs, features, max_new_tokens)  # [batch, new tokens]
+                return [self._decode(row) for row in new_tokens.tolist()]
+            inputs["mm_encoder_outputs"] = {"image": features}
+        sequences = self.model.generate(**inputs, max_new_tokens=max_new_tokens)  # [batch, tokens + new tokens]
         if not torch.equal(sequences[:, :length], inputs["input_ids"]):
             raise RuntimeError(f"{type(self.model).__name__}.generate does not return the prompt before the answer")
-        return [self._decode(row) for row in sequences[:, length:].tolist()]  # [batch, <= max_new_tokens]
+        return [self._decode(row) for row in sequences[:, length:].tolist()]
+
+    def encode_images(self, images: Sequence[Image.Image], prompt: str) -> list[Any] | None:
+        """The image features that the language model receives, one item per image, for several questions about each.
+
+        The images are encoded together if the features can be split by image, else one by one. A batch that does not
+        fit into the device's memory is split. None if the features depend on the question (InstructBLIP), or if the
+        installed version of transformers does not accept precomputed features. Raises UserError when a single image
+        does not fit into the memory.
+        """
+        if not self._features_are_reusable():
+            return None
+        return self._splitter.run(lambda part: self._encode_images(images[part], prompt), len(images))
+
+    def _encode_images(self, images: Sequence[Image.Image], prompt: str) -> list[Any]:
+        if self._features_are_separable and len(images) > 1:
+            features = split_features(self.image_features(self.process(images, [prompt] * len(images))), len(images))
+            if features is not None:
+                return features
+            self._features_are_separable = False  # one tensor with the tiles of all images: later images one by one
+        return [self.image_features(self.process([image], [prompt])) for image in images]
 
     @torch.inference_mode()
     def image_features(self, inputs: dict[str, Tensor]) -> Any | None:
-        """What the language model is given of ONE picture that `prepare` made, for several questions about it.
+        """The image features that the language model receives, for the output of `process`.
 
-        None where it depends on the question (InstructBLIP), and where the installed transformers cannot take it.
+        None in the same cases as in `encode_images`.
         """
-        takes = "mm_encoder_outputs" in inspect.signature(self.model.forward).parameters
-        if "qformer_input_ids" in inputs or not takes:
+        if not self._features_are_reusable():
             return None
         base = self.model if self._is_blip() else self.model.base_model
-        wanted = inspect.signature(base.get_image_features).parameters
-        given = {key: self._to_device(value) for key, value in inputs.items() if key in wanted}
-        return base.get_image_features(**given, return_dict=True)
+        parameters = inspect.signature(base.get_image_features).parameters
+        image_inputs = {key: value for key, value in inputs.items() if key in parameters}
+        return base.get_image_features(**self.to_device(image_inputs), return_dict=True)
 
-    def encode(self, images: Sequence[Image.Image], prompt: str) -> list[Any] | None:
-        """`image_features` of several pictures, encoded together where the model keeps them apart; else None."""
-        if not self._mixes_pictures:
-            whole = self.image_features(self.prepare(images, [prompt] * len(images)))
-            if whole is None:
-                return None
-            apart = split(whole, len(images))
-            if apart is not None:
-                return apart
-            self._mixes_pictures = True  # tiles of several in one tensor: not tried again
-        return [self.image_features(self.prepare([image], [prompt])) for image in images]
+    def _features_are_reusable(self) -> bool:
+        accepts_features = "mm_encoder_outputs" in inspect.signature(self.model.forward).parameters
+        return accepts_features and not hasattr(self.processor, "qformer_tokenizer")
 
     def ask(self, image: Image.Image, question: str, chain_of_thought: bool = False) -> str:
-        """The answer to one question about one picture: 64 new tokens, 512 with chain of thought (paper section 1)."""
+        """The answer to one question about one image: up to 64 new tokens, 512 with chain of thought.
+
+        These limits are the paper's (paper, section 2). Raises ContextError and UserError like `generate`.
+        """
         return self.ask_all(image, [question], chain_of_thought)[0]
 
     def ask_all(self, image: Image.Image, questions: Sequence[str], chain_of_thought: bool = False) -> list[str]:
-        """The answers to several questions about one picture, which is encoded once; as `ask` gives them."""
+        """The answers to several questions about one image, which is encoded once; the same answers as by `ask`."""
         prompts = [self.prompt(question, chain_of_thought) for question in questions]
-        seen = self.image_features(self.prepare([image], prompts[:1])) if len(prompts) > 1 else None
-        inputs = self.prepare([image] * len(prompts), prompts)
-        shared = None if seen is None else [seen] * len(prompts)
-        return [answer.strip() for answer in self.generate(inputs, new_tokens(chain_of_thought), shared)]
+        image_features = None
+        if len(prompts) > 1:
+            encoded = self.encode_images([image], prompts[0])
+            if encoded is not None:
+                image_features = encoded * len(prompts)  # the same item for every row
+        batch = self.prepare([image] * len(prompts), prompts)
+        answers = self.generate(batch, default_new_tokens(chain_of_thought), image_features)
+        return [answer.strip() for answer in answers]
 
     def image_size_matters(self, prompt: str) -> bool:
-        """Whether the number of a picture's tokens depends on its size."""
-        return len({self._length(Image.new("RGB", size), prompt) for size in SHAPES}) > 1
+        """Whether the number of image tokens depends on the image size."""
+        return len({self._length(Image.new("RGB", size), prompt) for size in TEST_SIZES}) > 1
 
     def check_context(self, prompts: Sequence[str], max_new_tokens: int, sizes: Sequence[tuple[int, int]] = ()) -> None:
-        """Raise ContextError when the longest prompt and its answer do not fit into the language model's positions.
+        """Raise ContextError when the longest prompt and its answer exceed the context of the language model.
 
-        `sizes`: width and height of the pictures, of which those that may take most tokens are tried; none where they
-        do not matter. InstructBLIP's Q-Former, which reads the question too, has a limit of its own.
+        `sizes`: widths and heights of the images in pixels, of which those that may have the most tokens are tried;
+        empty if the number of tokens does not depend on the size. InstructBLIP's Q-Former reads the question too and
+        has its own limit.
         """
-        self._check_length(self.longest(prompts, sizes), max_new_tokens)
+        self._check_length(self.longest_prompt_length(prompts, sizes), max_new_tokens)
         if hasattr(self.processor, "qformer_tokenizer"):
-            self._check_qformer(max(len(ids) for ids in self.processor.qformer_tokenizer(list(prompts))["input_ids"]))
+            token_ids = self.processor.qformer_tokenizer(list(prompts))["input_ids"]
+            self._check_qformer_length(max(len(ids) for ids in token_ids))
 
-    def longest(self, prompts: Sequence[str], sizes: Sequence[tuple[int, int]] = ()) -> int:
-        """Tokens, those of the picture included, of the longest prompt with the picture that takes most."""
-        longest = max(prompts, key=lambda prompt: self._length(Image.new("RGB", BLANK), prompt))
-        return max(self._length(Image.new("RGB", size), longest) for size in extremes(sizes or (BLANK,)))
+    def longest_prompt_length(self, prompts: Sequence[str], sizes: Sequence[tuple[int, int]] = ()) -> int:
+        """The number of tokens, image tokens included, of the longest prompt with the image that has the most tokens.
+
+        `sizes`: widths and heights of the images in pixels.
+        """
+        longest = max(prompts, key=lambda prompt: self._length(Image.new("RGB", DEFAULT_SIZE), prompt))
+        sizes = largest_size_per_shape(sizes or (DEFAULT_SIZE,))
+        return max(self._length(Image.new("RGB", size), longest) for size in sizes)
 
     def _length(self, image: Image.Image, prompt: str) -> int:
-        return self.prepare([image], [prompt])["input_ids"].shape[1]
+        """The number of tokens of a prompt with an image."""
+        return self.process([image], [prompt])["input_ids"].shape[1]
 
     def _check_length(self, length: int, max_new_tokens: int) -> None:
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -162,7 +226,7 @@ class VLM:
                 f"{self.spec.key} is {context}: this cell is N/A; lower --candidates or --max-new-tokens."
             )
 
-    def _check_qformer(self, length: int) -> None:
+    def _check_qformer_length(self, length: int) -> None:
         limit = self.model.config.qformer_config.max_position_embeddings
         if length > limit:
             raise ContextError(
@@ -173,85 +237,105 @@ class VLM:
     def _is_blip(self) -> bool:
         return hasattr(self.model, "qformer")
 
-    def _generate_blip(self, inputs: dict[str, Tensor], seen: Any, max_new_tokens: int) -> Tensor:
-        """BLIP-2's own `generate` insists on pixels: its language model continues the same embeddings."""
+    def _generate_blip(self, inputs: dict[str, Tensor], features: Any, max_new_tokens: int) -> Tensor:
+        """New tokens [batch, new tokens] of BLIP-2 for precomputed image features.
+
+        BLIP-2's own `generate` requires pixel values, so its language model is called with the same embeddings.
+        """
         embeds = self.model.get_input_embeddings()(inputs["input_ids"])  # [batch, tokens, width]
-        places = (inputs["input_ids"] == self.model.config.image_token_id)[..., None]
-        embeds = embeds.masked_scatter(places, seen.pooler_output.to(embeds.dtype))
+        is_image_token = (inputs["input_ids"] == self.model.config.image_token_id)[..., None]  # [batch, tokens, 1]
+        embeds = embeds.masked_scatter(is_image_token, features.pooler_output.to(embeds.dtype))
         return self.model.language_model.generate(
             inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=max_new_tokens
         )
 
     def _decode(self, tokens: list[int]) -> str:
-        ends = self.model.generation_config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends or ())
-        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-        return self.processor.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        """The text of new tokens up to the first end token."""
+        eos = self.model.generation_config.eos_token_id  # a number, a list of numbers, or None
+        end_tokens = {eos} if isinstance(eos, int) else set(eos or ())
+        length = 0
+        while length < len(tokens) and tokens[length] not in end_tokens:
+            length += 1
+        return self.processor.tokenizer.decode(tokens[:length], skip_special_tokens=True)
 
-    def _to_device(self, value: Tensor) -> Tensor:
-        value = value.to(self.model.device)
-        return value.to(self.model.dtype) if value.is_floating_point() else value
+    def to_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs on the model's device; floating-point tensors are converted to the model's dtype."""
+        moved = {}
+        for key, value in inputs.items():
+            value = value.to(self.model.device)
+            moved[key] = value.to(self.model.dtype) if value.is_floating_point() else value
+        return moved
 
 
-def joined(features: Sequence[Any]) -> Any:
-    """The image features of several rows as those of one batch."""
-
-    def join(
-        values: Sequence[Any],
-    ) -> Any:  # a tensor per picture or for all tiles, or a list with a tensor per picture
-        return torch.cat(list(values)) if isinstance(values[0], Tensor) else [t for value in values for t in value]
-
+def join_features(features: Sequence[Any]) -> Any:
+    """The image features of several rows, joined to those of one batch."""
     first = features[0]
-    whole = type(first)(pooler_output=join([one.pooler_output for one in features]))
-    if getattr(first, "deepstack_features", None) is not None:  # Qwen3-VL's: the same for every level
-        levels = zip(*(one.deepstack_features for one in features), strict=True)
-        whole.deepstack_features = [join(level) for level in levels]
-    return whole
+    batch = type(first)(pooler_output=_join_rows([row.pooler_output for row in features]))
+    if getattr(first, "deepstack_features", None) is not None:  # of Qwen3-VL: one item per layer
+        batch.deepstack_features = []
+        for layer in range(len(first.deepstack_features)):
+            batch.deepstack_features.append(_join_rows([row.deepstack_features[layer] for row in features]))
+    return batch
 
 
-def split(features: Any, count: int) -> list[Any] | None:
-    """The inverse of `joined`: those of each of `count` pictures, or None where tiles of several are in one tensor."""
-    levels = getattr(features, "deepstack_features", None) or []
-    if any(len(values) != count for values in (features.pooler_output, *levels)):
+def _join_rows(rows: Sequence[Any]) -> Any:
+    """Join the features of rows, each a tensor [1 or tiles, ...] or a list with one tensor per image."""
+    if isinstance(rows[0], Tensor):
+        return torch.cat(list(rows))
+    joined = []
+    for tensors in rows:
+        joined.extend(tensors)
+    return joined
+
+
+def split_features(features: Any, count: int) -> list[Any] | None:
+    """The inverse of `join_features` for `count` images; None if one tensor contains the tiles of several images."""
+    layers = getattr(features, "deepstack_features", None) or []
+    if any(len(values) != count for values in (features.pooler_output, *layers)):
         return None
-    apart = []
-    for place in range(count):
-        part = slice(place, place + 1)
-        apart.append(type(features)(pooler_output=features.pooler_output[part]))
-        if levels:
-            apart[-1].deepstack_features = [level[part] for level in levels]
-    return apart
+    rows = []
+    for index in range(count):
+        part = slice(index, index + 1)
+        row = type(features)(pooler_output=features.pooler_output[part])
+        if layers:
+            row.deepstack_features = [layer[part] for layer in layers]
+        rows.append(row)
+    return rows
 
 
-def extremes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of many picture sizes (width, height) those that can take most tokens: the largest of every shape."""
+def largest_size_per_shape(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The largest image size (width, height) of every aspect ratio: those that can have the most tokens."""
     largest: dict[float, tuple[int, int]] = {}
     for size in sizes:
-        shape = round(math.log2(size[0] / size[1]), 1)  # steps of 7%: tiles and patches follow the shape
-        largest[shape] = max(largest.get(shape, size), size, key=math.prod)
+        # Rounded to steps of 7%: the numbers of tiles and patches depend on the aspect ratio.
+        aspect_ratio = round(math.log2(size[0] / size[1]), 1)
+        largest[aspect_ratio] = max(largest.get(aspect_ratio, size), size, key=math.prod)
     return sorted(largest.values())
 
 
-def _decode_greedily(model: torch.nn.Module, tokenizer: object) -> None:
+def _set_greedy_decoding(model: torch.nn.Module, tokenizer: object) -> None:
     """Replace the generation settings stored with a checkpoint; only its end tokens are kept.
 
-    A config passed to `generate` is filled up from the stored one, so sampling or penalties would come back; and BLIP-2
-    generates with the settings of its inner language model.
+    All stored settings are replaced, because `generate` completes a config that is passed to it from the stored one,
+    so that sampling or penalties would come back, and because BLIP-2 uses those of its inner language model.
     """
-    stored, text = model.generation_config, model.config.get_text_config()
-    ends = next(e for e in (stored.eos_token_id, text.eos_token_id, tokenizer.eos_token_id, []) if e is not None)
-    first_end = ends if isinstance(ends, int) else next(iter(ends), 0)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first_end
+    candidates = (
+        model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id, tokenizer.eos_token_id, [],
+    )  # fmt: skip
+    eos = next(candidate for candidate in candidates if candidate is not None)  # a number or a list of numbers
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = eos if isinstance(eos, int) else next(iter(eos), 0)
     greedy = GenerationConfig(
-        do_sample=False, num_beams=1, bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=pad
+        do_sample=False, num_beams=1, bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=pad
     )
     for module in model.modules():
         if hasattr(module, "generation_config"):
             module.generation_config = greedy
 
 
-def _fill_processor(processor: object, config: object) -> None:
-    """Give a processor what older checkpoints leave to the model's config; without it a picture is dropped silently."""
+def _complete_processor(processor: object, config: object) -> None:
+    """Set what processors of older checkpoints leave to the model's config: otherwise the image is silently ignored."""
     if getattr(processor, "num_query_tokens", 0) is None:
         processor.num_query_tokens = config.num_query_tokens
     if getattr(processor, "patch_size", 0) is None:

@@ -1,0 +1,186 @@
+"""The run of one prompt setting with a model behind an API: requests, recorded answers, batch files, costs."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmclassifier import cli
+from vlmclassifier.api.client import Api, encode_jpeg
+from vlmclassifier.api.concurrency import FailureTracker, interruptible, run_in_threads
+from vlmclassifier.api.costs import Usage, estimated_usage, recorded_usage, total_usage
+from vlmclassifier.benchmarks import Evaluation
+from vlmclassifier.images import image_sizes, open_image
+from vlmclassifier.prompts import THOUGHT, PromptSetting
+from vlmclassifier.records import Example, Prediction, Reply
+from vlmclassifier.runs import Run, open_run, recorded_rows
+
+if TYPE_CHECKING:
+    from vlmclassifier.api.providers import OpenAI
+
+SAMPLE_SIZE = 200  # images whose sizes are read for an estimate
+
+
+@dataclass
+class SettingRun:
+    """The run of one prompt setting."""
+
+    setting: PromptSetting
+    task: Evaluation
+    config: dict[str, Any]
+    folder: Path
+    max_side: int  # the longer side in pixels to which images are shrunk
+
+    @cached_property
+    def run(self) -> Run:
+        """The run, opened at the first access, so that an estimate does not create its folder."""
+        return open_run(self.folder, self.config, [example.id for example in self.task.examples])
+
+    @property
+    def pending(self) -> list[Example]:
+        """The images without an answer, in the evaluation order."""
+        return [example for example in self.task.examples if example.id not in self.run.done]
+
+    def prompt(self, example: Example) -> str:
+        """The whole prompt for one image."""
+        return self.setting.question(example).text + (THOUGHT if self.setting.chain_of_thought else "")
+
+    def jpeg(self, example: Example) -> bytes:
+        """The JPEG that is sent for one image. Raises UserError when the image cannot be opened."""
+        return encode_jpeg(open_image(example.image, self.task.root, example.row), self.max_side)
+
+    def prediction(self, example: Example, text: str, reply: Reply) -> Prediction:
+        """The row to record for one image."""
+        choices = self.setting.choices(example)
+        return Prediction(
+            example.id, example.label, example.class_index, self.prompt(example), choices, text, None, reply
+        )  # fmt: skip
+
+    @cached_property
+    def config_hash(self) -> str:
+        """A hash of the configuration without the number of images: it identifies the requests of this run."""
+        return hashlib.sha256(json.dumps(self.config | {"limit": None}, sort_keys=True).encode()).hexdigest()
+
+    def custom_id(self, example: Example) -> str:
+        """The id of the request for one image in a batch file."""
+        from vlmclassifier.api.batches import custom_id
+
+        return custom_id(self.config_hash, example.id)
+
+    def send_pending(self, api: Api, concurrency: int, title: str) -> FailureTracker:
+        """Send a request for every pending image, `concurrency` at a time, and record every answer at once.
+
+        Images whose last request failed come last. Returns the failures of this call.
+        """
+        examples = {example.id: example for example in self.task.examples}
+
+        def answer(lease: list[str]) -> Prediction:
+            example = examples[lease[0]]
+            text, reply = api.ask(self.jpeg(example), self.prompt(example))
+            return self.prediction(example, text, reply)
+
+        stop = threading.Event()
+        tracker, failed_file = FailureTracker(stop), self.folder / "unanswered.json"
+        failed = _read_failed(failed_file)  # example id -> reason
+        pending = self.run.pending(1, last=set(failed))
+        with cli.progress([self.run], title) as update, interruptible(stop):
+            for lease, result in run_in_threads(pending, answer, concurrency, stop):
+                if isinstance(result, Exception):
+                    tracker.add_failure(result)
+                    failed[lease[0]] = str(result)
+                    _write_failed(failed_file, failed)
+                    continue
+                tracker.add_success()
+                self.run.append([result])
+                failed.pop(lease[0], None)
+                update()
+        _write_failed(failed_file, failed)
+        return tracker
+
+    def write_batches(self, api: "OpenAI", folder: Path) -> None:
+        """Write the pending requests as batch files into `folder`.
+
+        Raises UserError when batch files of this run exist there already, or when an image cannot be opened.
+        """
+        from tqdm import tqdm
+
+        from vlmclassifier.api.batches import write_batches
+
+        if not self.pending:
+            print(f"{self.setting.name}: every image has an answer, there is nothing to write.")
+            return
+        pending = tqdm(self.pending, desc=f"{self.setting.name}, batch files", unit="img")
+        requests = ((self.custom_id(example), self.jpeg(example), self.prompt(example)) for example in pending)
+        files = write_batches(api, requests, folder, f"{self.folder.name}-batch")
+        print(
+            f"Written: {', '.join(str(file) for file in files)}. Submit them to OpenAI (purpose batch, "
+            "/v1/chat/completions); then run the same command with --read-batch RESULTS instead of --write-batch."
+        )
+
+    def record_results(self, results: Sequence[tuple[str, str, Reply | None]]) -> None:
+        """Record the answers in the results of batches: (custom id, text, reply), as `read_batch` yields them.
+
+        Answers that are already recorded are kept, and results of other runs are ignored.
+        """
+        pending = {self.custom_id(example): example for example in self.pending}
+        failure_reasons, rows = [], []
+        for request_id, text, reply in results:
+            if request_id in pending and reply is None:
+                failure_reasons.append(text)
+            elif request_id in pending:
+                rows.append(self.prediction(pending.pop(request_id), text, reply))
+        if rows:
+            self.run.append(rows)
+        if failure_reasons:
+            print(
+                f"{self.setting.name}: {len(failure_reasons)} requests of the batch failed, the first with: "
+                f"{failure_reasons[0]}"
+            )
+
+    def estimate(self, provider: str, sizes: Sequence[tuple[int, int]]) -> Usage:
+        """The estimated usage of the pending requests, based on the recorded answers if there are any.
+
+        `sizes`: widths and heights of a sample of the images in pixels.
+        """
+        rows = recorded_rows(self.folder, self.config)
+        done = {row.example_id for row in rows}
+        prompts = [self.prompt(example) for example in self.task.examples if example.id not in done]
+        return estimated_usage(provider, prompts, sizes, self.max_side, recorded_usage(rows))
+
+    def finish(self, prices: Sequence[float] | None) -> tuple[list[Prediction], Usage]:
+        """Merge the run and write its usage to usage.json. Returns the rows and the usage.
+
+        `prices`: US dollars per million input tokens and per million output tokens; None: unknown.
+        """
+        rows = self.run.finish()
+        usage = recorded_usage(rows)
+        dollars = round(usage.cost(prices), 6) if prices else None
+        text = json.dumps(asdict(usage) | {"prices": prices, "dollars": dollars}, indent=2)
+        (self.folder / "usage.json").write_text(text + "\n", encoding="utf-8")
+        return rows, usage
+
+
+def estimate_all(runs: Sequence[SettingRun], provider: str) -> Usage:
+    """The estimated usage of the pending requests of several settings."""
+    task = runs[0].task
+    sizes = image_sizes([example.image for example in task.examples[:SAMPLE_SIZE]])
+    return total_usage([run.estimate(provider, sizes) for run in runs])
+
+
+def _read_failed(file: Path) -> dict[str, str]:
+    """The images whose last request failed, with the reason; empty if the file is missing or malformed."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write_failed(file: Path, failed: dict[str, str]) -> None:
+    if failed:
+        file.write_text(json.dumps(failed, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
+    else:
+        file.unlink(missing_ok=True)
