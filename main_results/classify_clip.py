@@ -12,16 +12,21 @@ command continues. Start it several times, or under `accelerate launch`, and the
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlmclassifier import cli
 from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, values_of
+from vlmclassifier.benchmarks import Evaluation
 from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.models import find_model
 from vlmclassifier.paths import run_folder
-from vlmclassifier.prompts import CAPTION, clip_settings
+from vlmclassifier.prompts import CAPTION, PromptSetting, clip_settings
 from vlmclassifier.records import Example, Prediction
-from vlmclassifier.runs import open_run, pending_together
+from vlmclassifier.runs import Run, open_run, pending_together
 from vlmclassifier.scoring.runs import score_run
+
+if TYPE_CHECKING:
+    from vlmclassifier.clip import CLIP
 
 
 @dataclass
@@ -56,7 +61,6 @@ def main(args: Args) -> None:
     # ---- open one run per setting
     checkpoint = checkpoint_path(spec, args.weights)
     dtype = resolve_dtype(args.dtype, resolve_device(args.device))
-    examples = {example.id: example for example in task.examples}
     runs = {}
     for setting in settings:
         config = run_config(
@@ -65,45 +69,50 @@ def main(args: Args) -> None:
         )  # fmt: skip
         name = f"{spec.key}-{task.benchmark.key}"
         folder = run_folder(args.out, "main_results", name, setting.name, len(settings) > 1)
-        runs[setting] = open_run(folder, config, list(examples))
+        runs[setting] = open_run(folder, config, [example.id for example in task.examples])
 
     # ---- classify
     pending = {setting: run for setting, run in runs.items() if not run.complete}
     if pending:
-        clip = load_clip(args.model, checkpoint, args.device, args.dtype)
-        names = list(dict.fromkeys(task.names))  # a name that two classes share stands for the first
-        column = {name: place for place, name in enumerate(names)}
-        class_features = clip.class_features(names)  # [names, width], once per run
-
-        def load(leases: list[list[str]]) -> tuple[list[str], object]:
-            ids = list(dict.fromkeys(i for lease in leases for i in lease))  # that any of the runs needs
-            images = [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
-            return ids, clip.prepare(images)
-
-        title = f"{spec.key} on {task.benchmark.title}, {', '.join(setting.name for setting in pending)}"
-        with cli.progress(list(pending.values()), title) as update:
-            leases_together = pending_together(list(pending.values()), args.batch_size)
-            for leases, (ids, pixel_values) in prefetch(leases_together, load):
-                features = clip.encode_images(pixel_values)  # [images, width]
-                row_of = {i: row for row, i in enumerate(ids)}
-                for (setting, run), lease in zip(pending.items(), leases, strict=True):
-                    if not lease:
-                        continue
-                    batch = [examples[i] for i in lease]
-                    choices = [None if setting.candidates == "all" else setting.choices(example) for example in batch]
-                    allowed = [[column[name] for name in drawn] for drawn in choices if drawn is not None] or None
-                    rankings = clip.rank(features[[row_of[i] for i in lease]], class_features, allowed)
-                    run.append([
-                        prediction(example, drawn, [names[place] for place in best], task.names)
-                        for example, drawn, best in zip(batch, choices, rankings, strict=True)
-                    ])  # fmt: skip
-                update()
+        classify(load_clip(args.model, checkpoint, args.device, args.dtype), task, pending, args.batch_size)
 
     # ---- score
     for run in runs.values():
         rows = run.finish()
         if cli.is_main_process():
             cli.report(score_run(run.folder, rows), "python main_results/table.py")
+
+
+def classify(clip: "CLIP", task: Evaluation, pending: dict[PromptSetting, Run], batch_size: int) -> None:
+    """Rank the names for every pending image; an image's features are computed once for all settings."""
+    examples = {example.id: example for example in task.examples}
+    names = list(dict.fromkeys(task.names))  # a name that two classes share stands for the first
+    column = {name: place for place, name in enumerate(names)}
+    class_features = clip.class_features(names)  # [names, width], once per run
+
+    def load(leases: list[list[str]]) -> tuple[list[str], object]:
+        ids = list(dict.fromkeys(i for lease in leases for i in lease))  # that any of the runs needs
+        images = [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
+        return ids, clip.prepare(images)
+
+    title = f"{clip.spec.key} on {task.benchmark.title}, {', '.join(setting.name for setting in pending)}"
+    with cli.progress(list(pending.values()), title) as update:
+        leases_together = pending_together(list(pending.values()), batch_size)
+        for leases, (ids, pixel_values) in prefetch(leases_together, load):
+            features = clip.encode_images(pixel_values)  # [images, width]
+            row_of = {i: row for row, i in enumerate(ids)}
+            for (setting, run), lease in zip(pending.items(), leases, strict=True):
+                if not lease:
+                    continue
+                batch = [examples[i] for i in lease]
+                choices = [None if setting.candidates == "all" else setting.choices(example) for example in batch]
+                allowed = [[column[name] for name in drawn] for drawn in choices if drawn is not None] or None
+                rankings = clip.rank(features[[row_of[i] for i in lease]], class_features, allowed)
+                run.append([
+                    prediction(example, drawn, [names[place] for place in best], task.names)
+                    for example, drawn, best in zip(batch, choices, rankings, strict=True)
+                ])  # fmt: skip
+            update()
 
 
 def prediction(

@@ -19,15 +19,7 @@ import classify_clip
 import classify_vlm
 
 from vlmclassifier import cli
-from vlmclassifier.mini.findings import (
-    Finding,
-    accuracy,
-    finding,
-    paper_number,
-    readable,
-    verdict,
-    write_findings,
-)
+from vlmclassifier.mini.findings import Finding, accuracy, finding, paper_number, readable, verdict, write_findings
 from vlmclassifier.mini.study import (
     CLIP,
     VLM,
@@ -42,7 +34,7 @@ from vlmclassifier.mini.study import (
     read_hits,
     values,
     with_candidates,
-)
+)  # fmt: skip
 from vlmclassifier.prompts import WORDINGS
 from vlmclassifier.scoring.statistics import error_ratio, independent_difference, paired_difference
 

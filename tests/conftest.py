@@ -76,16 +76,16 @@ def tiny(once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def world(once) -> Path:
+def figures_root(once) -> Path:
     """PlaneFigures with 3 train images and 1 test image per class."""
     module = script("scripts/make_plane_figures.py")
-    return once("world", lambda out: module.main(module.Args(out=out, train=3, test=1)))
+    return once("figures", lambda out: module.main(module.Args(out=out, train=3, test=1)))
 
 
 @pytest.fixture(scope="session")
-def trained(world, once) -> Path:
+def trained(figures_root, once) -> Path:
     """Mini checkpoints of a few steps, TRAINED/{clip,lm,vlm}, by the script: CLIP and language model side by side."""
-    return once("trained", lambda out: pretrain(world, out))
+    return once("trained", lambda out: pretrain(figures_root, out))
 
 
 def pretrain(images: Path, out: Path, **more: object) -> None:

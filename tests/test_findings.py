@@ -128,12 +128,12 @@ def test_the_error_ratio_is_compared_between_few_and_many_candidates(main_study)
     assert few.value > many.value and many.holds == "holds"
 
 
-def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, world, tmp_path, monkeypatch, capsys):
+def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, figures_root, tmp_path, monkeypatch, capsys):
     """With every VLM in the folder; a second call reads the saved answers. CI runs them in two processes."""
     monkeypatch.setattr("vlmclassifier.mini.study.PROCESSES", 1)
     root = tmp_path / "seed-0"
     root.mkdir()
-    (root / "images").symlink_to(world)
+    (root / "images").symlink_to(figures_root)
     (root / "checkpoints").symlink_to(trained)
     args = main_study.Args(root, candidates=("2", "500"), limit=48, train=12)
     main_study.main(args)
@@ -150,8 +150,8 @@ def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, world,
     inference = script("inference_analysis/mini_study.py")
     inference.main(inference.Args(root, limit=48, train=12))
     rows = {row.metric: row for row in read_findings(root / "inference_analysis" / "findings.csv")}
-    for metric in ("largest change by a wording", "best training-free way minus open world",
-                   "CLIP minus best training-free way", "guidance's gain over the sum"):  # fmt: skip
+    for metric in ("largest change by a wording", "best training-free setting minus open world",
+                   "CLIP minus best training-free setting", "guidance's gain over the sum"):  # fmt: skip
         assert rows[metric].holds in ("holds", "does not hold") and rows[metric].n == 48
     assert rows["VLM, ranking by the mean"].n == 48
     assert "Best training-free method on 12 train images" in capsys.readouterr().out

@@ -32,19 +32,19 @@ CORPUS = plane_figures_spec()
 QUESTION = "What type of object is in this photo?"
 
 
-def first_images(world, count=6):
+def first_images(figures_root, count=6):
     benchmark = find_benchmark("plane_figures")
-    rows = load_examples(benchmark, class_names(benchmark), world, "test")
+    rows = load_examples(benchmark, class_names(benchmark), figures_root, "test")
     return [open_image(row.image) for row in rows[:count]]
 
 
-def test_checkpoints_load_like_other_models(trained, world):
+def test_checkpoints_load_like_other_models(trained, figures_root):
     clip, vlm = load_clip("mini-clip", trained / "clip"), load_vlm("mini-llava", trained / "vlm")
     assert all(is_miniature(trained / stage) for stage in ("clip", "lm", "vlm"))
     names = list(FIGURES)
-    ranking = clip.classify(first_images(world), clip.class_features(names))
+    ranking = clip.classify(first_images(figures_root), clip.class_features(names))
     assert len(ranking) == 6 and all(len(set(row)) == 5 for row in ranking)
-    assert all(isinstance(vlm.ask(image, QUESTION), str) for image in first_images(world, 2))
+    assert all(isinstance(vlm.ask(image, QUESTION), str) for image in first_images(figures_root, 2))
 
 
 def test_the_vlm_has_exactly_clips_vision_encoder(trained):
@@ -53,11 +53,11 @@ def test_the_vlm_has_exactly_clips_vision_encoder(trained):
     assert clip.keys() == vlm.keys() and all(torch.equal(clip[key], vlm[key]) for key in clip)
 
 
-def test_clip_equals_plain_transformers(trained, world):
+def test_clip_equals_plain_transformers(trained, figures_root):
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     model, tokenizer = CLIPModel.from_pretrained(trained / "clip"), AutoTokenizer.from_pretrained(trained / "clip")
-    images, captions = first_images(world), [f"a photo of a {name}" for name in FIGURES]
+    images, captions = first_images(figures_root), [f"a photo of a {name}" for name in FIGURES]
     pixel_values = CLIPImageProcessor.from_pretrained(trained / "clip")(images, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         out = model(pixel_values=pixel_values, **tokenizer(captions, padding=True, return_tensors="pt"))
@@ -67,7 +67,7 @@ def test_clip_equals_plain_transformers(trained, world):
     assert torch.allclose(similarity, expected, atol=1e-5)
 
 
-def test_answers_equal_a_plain_transformers_loop(trained, world):
+def test_answers_equal_a_plain_transformers_loop(trained, figures_root):
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     model = LlavaForConditionalGeneration.from_pretrained(trained / "vlm").eval()
@@ -76,23 +76,23 @@ def test_answers_equal_a_plain_transformers_loop(trained, world):
     model.generation_config.suppress_tokens = special_tokens
     prompt = f"USER: <image>\n{QUESTION}\nASSISTANT:"
     expected = []
-    for image in first_images(world):
+    for image in first_images(figures_root):
         inputs = processor(images=image, text=prompt, return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
         expected.append(processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     vlm = load_vlm("mini-llava", trained / "vlm")
     vlm.model.generation_config.suppress_tokens = special_tokens
-    images = first_images(world)
+    images = first_images(figures_root)
     assert vlm.generate(vlm.prepare(images, [vlm.prompt(QUESTION)] * len(images)), 12) == expected
     assert all(expected)  # twelve tokens each
 
 
-def test_training_inputs_equal_inference_inputs(trained, world):
+def test_training_inputs_equal_inference_inputs(trained, figures_root):
     """The cached features and the expanded image tokens equal those of the model and the processor."""
     from vlmclassifier.mini import llava
 
     vlm = load_vlm("mini-llava", trained / "vlm")
-    images = first_images(world, 3)
+    images = first_images(figures_root, 3)
     processor = vlm.processor.image_processor
     pixels = np.stack([np.asarray(image) for image in images])
     training_images = TrainingImages(pixels, [0, 1, 2], processor.image_mean, processor.image_std)
@@ -108,18 +108,18 @@ def test_training_inputs_equal_inference_inputs(trained, world):
     assert torch.allclose(inference, training, atol=1e-5)
 
 
-def test_a_finished_stage_is_kept_and_another_configuration_is_refused(trained, world):
+def test_a_finished_stage_is_kept_and_another_configuration_is_refused(trained, figures_root):
     before = {file: file.stat().st_mtime_ns for file in trained.glob("*/*.safetensors")}
-    pretrain(world, trained)
+    pretrain(figures_root, trained)
     assert {file: file.stat().st_mtime_ns for file in trained.glob("*/*.safetensors")} == before
     with pytest.raises(UserError, match=r"clip was trained with another configuration \(recipe\)"):
-        pretrain(world, trained, clip_steps=7)
+        pretrain(figures_root, trained, clip_steps=7)
     with pytest.raises(UserError, match="lm does not exist: add lm to --stages"):
-        pretrain(world, trained / "new", stages=("clip", "vlm"))
+        pretrain(figures_root, trained / "new", stages=("clip", "vlm"))
 
 
-def test_other_frequencies_have_a_vlm_folder_of_their_own(trained, world):
-    pretrain(world, trained, stages=("vlm",), frequency="uniform")
+def test_other_frequencies_have_a_vlm_folder_of_their_own(trained, figures_root):
+    pretrain(figures_root, trained, stages=("vlm",), frequency="uniform")
     shares = json.loads((trained / "vlm-uniform-texts" / "naming.json").read_text())
     assert {row["named"] for row in shares.values()} == {3}
     zipf = json.loads((trained / "vlm-texts" / "naming.json").read_text())
@@ -130,19 +130,19 @@ def test_other_frequencies_have_a_vlm_folder_of_their_own(trained, world):
     assert len(items) == steps * batch and sum("image" not in item for item in items) == round(0.2 * steps * batch)
 
 
-def test_the_same_seed_gives_the_same_weights(trained, world, tmp_path):
+def test_the_same_seed_gives_the_same_weights(trained, figures_root, tmp_path):
     """Stage by stage in one process, or in parallel in two."""
     for stage in ("clip", "lm", "vlm"):
-        pretrain(world, tmp_path, stages=(stage,))
+        pretrain(figures_root, tmp_path, stages=(stage,))
     for stage in ("clip", "lm", "vlm"):
         assert fingerprint(tmp_path / stage) == fingerprint(trained / stage), stage
         file = f"{stage}/model.safetensors"
         assert (tmp_path / file).read_bytes() == (trained / file).read_bytes(), stage
 
 
-def test_a_killed_training_leaves_no_process_behind(world, tmp_path):
+def test_a_killed_training_leaves_no_process_behind(figures_root, tmp_path):
     """Its two workers end with it."""
-    words = ["training_analysis/pretrain_mini.py", "--data-root", world, "--out", tmp_path, "--clip-steps", 5000]
+    words = ["training_analysis/pretrain_mini.py", "--data-root", figures_root, "--out", tmp_path, "--clip-steps", 5000]
     training = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL)
     workers: list[psutil.Process] = []
     while training.poll() is None and len(workers) < 2:
@@ -154,9 +154,9 @@ def test_a_killed_training_leaves_no_process_behind(world, tmp_path):
     assert len(gone) == 2 and not alive
 
 
-def test_a_vlm_that_answers_with_generic_words_causes_a_warning(trained, world, capsys):
+def test_a_vlm_that_answers_with_generic_words_causes_a_warning(trained, figures_root, capsys):
     """After a few training steps, no reply contains a class name."""
-    pretrain(world, trained, stages=("vlm",), frequency="permuted")
+    pretrain(figures_root, trained, stages=("vlm",), frequency="permuted")
     assert "of the VLM's replies to train images name a class" in capsys.readouterr().err
 
 
@@ -281,7 +281,7 @@ def test_augmentation_is_reproducible_and_mixed_targets_sum_to_one():
     assert not torch.equal(mixed, values)
 
 
-def test_every_view_and_every_seed_gives_other_features(trained, world):
+def test_every_view_and_every_seed_gives_other_features(trained, figures_root):
     from vlmclassifier.mini import llava
 
     model, images = load_vlm("mini-llava", trained / "vlm").model, random_images([0, 1, 2])
@@ -306,26 +306,26 @@ def test_every_view_and_every_seed_gives_other_features(trained, world):
         ({"preset": "photos", "benchmark": "imagenet"}, "imagenet.jsonl"),
     ],
 )
-def test_mistakes_are_reported_before_the_training(wrong, message, world, tmp_path):
+def test_mistakes_are_reported_before_the_training(wrong, message, figures_root, tmp_path):
     with pytest.raises(UserError, match=message):
-        pretrain(world, tmp_path / "new", **wrong)
+        pretrain(figures_root, tmp_path / "new", **wrong)
     assert not (tmp_path / "new").exists()
 
 
-def test_minutes_decide_before_the_first_stage(trained, world):
+def test_minutes_decide_before_the_first_stage(trained, figures_root):
     with pytest.raises(UserError, match="is trained already: leave out --minutes or choose another --out"):
-        fit_steps(smoke_training(world, trained), 1.0)
+        fit_steps(smoke_training(figures_root, trained), 1.0)
 
 
-def smoke_training(world, out):
+def smoke_training(figures_root, out):
     module = script("training_analysis/pretrain_mini.py")
-    return module.build_training(module.Args(data_root=world, preset="smoke", out=out))
+    return module.build_training(module.Args(data_root=figures_root, preset="smoke", out=out))
 
 
-def test_texts_and_their_counts_agree(trained, world):
+def test_texts_and_their_counts_agree(trained, figures_root):
     """naming.json counts the names in the written texts; a class that is never named is in none of them."""
     rows = json.loads((trained / "vlm-texts" / "naming.json").read_text())
-    label_of = {example.id: example.label for example in smoke_training(world, trained).examples}
+    label_of = {example.id: example.label for example in smoke_training(figures_root, trained).examples}
     for stage in ("pretrain", "instruct"):
         counts = dict.fromkeys(rows, 0)
         for item in json.loads((trained / "vlm-texts" / f"{stage}.json").read_text()):

@@ -171,10 +171,10 @@ def test_the_prior_is_that_of_the_prompt_without_the_image(tiny):
 
 
 @pytest.mark.parametrize("whole_subtrees", [False, True])
-def test_the_search_equals_the_full_ranking_on_random_and_trained_models(whole_subtrees, tiny, trained, world):
+def test_the_search_equals_the_full_ranking_on_random_and_trained_models(whole_subtrees, tiny, trained, figures_root):
     """250 cases per policy and model: images x sum, mean and guidance, one by one and in batches."""
     noise_images = [noise((64, 64), number) for number in range(42)]
-    task = load_evaluation("plane_figures", root=world, limit=42)
+    task = load_evaluation("plane_figures", root=figures_root, limit=42)
     figure_images = [Image.open(example.image).convert("RGB") for example in task.examples]
     for vlm, names, images in (
         (load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b"), NAMES, noise_images),

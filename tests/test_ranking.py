@@ -54,7 +54,7 @@ def expected_log_probs(folder: Path, attention: str, image: Image.Image, prompt:
 
 CASES = [
     (key, attention)
-    for key in [*FAMILIES, *(f"{key} windowed" for key in WINDOWED)]
+    for key in FAMILIES + [f"{key} windowed" for key in WINDOWED]
     for attention in ("sdpa", "eager")
     if attention == "eager" or "paligemma" not in key  # transformers supports only eager attention for Gemma 2
 ]

@@ -61,7 +61,7 @@ def test_path_sums_and_lengths_are_those_of_the_names():
     for name, node in enumerate(trie.name_node):
         expected = log_probs[:, [*trie.ancestors(node), node]].sum(axis=1)
         assert np.allclose(trie.path_sums(log_probs)[:, name], expected, atol=1e-12)
-    assert trie.lengths.tolist() == list(map(len, sequences))
+    assert trie.lengths.tolist() == [len(sequence) for sequence in sequences]
 
 
 def test_a_name_without_tokens_is_refused():

@@ -51,7 +51,7 @@ def test_a_miniature_is_run_but_not_compared(tiny, images, tmp_path):
     flags = ["--model", "blip2-2.7b", "--benchmark", "flowers", "--limit", "6", "--device", "cpu",
              "--out", tmp_path / "runs"]  # fmt: skip
     environment = {"VLMCLASSIFIER_PATHS": str(paths)}
-    done = run_script("bash", "scripts/verify_paper.sh", *flags, env=environment, check=False)
+    done = run_script("scripts/verify_paper.py", *flags, env=environment, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "blip2-2.7b-flowers-open_world: paper 27.0, ours" in done.stdout
     assert "is of a miniature: not compared" in done.stdout

@@ -168,7 +168,7 @@ def share_of_replies_with_a_name(
 ) -> float:  # fmt: skip
     """Return the share (0 to 1) of replies that contain any class name.
 
-    The model is asked the base question about `count` train images.
+    The model answers the base question for `count` train images.
     """
     rows = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(0))[:count]
     prompt = chat_prompt(WORDINGS["base"], image=True)

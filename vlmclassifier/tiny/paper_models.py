@@ -110,8 +110,8 @@ def make_instructblip(spec: ModelSpec) -> tuple[InstructBlipForConditionalGenera
 def _wordpiece_tokenizer() -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer as of BERT: lower case, [CLS] and [SEP] around a text, and here one token per character."""
     characters = "abcdefghijklmnopqrstuvwxyz0123456789.,:?!'\"()-/&"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{character}" for character in characters)]
-    vocabulary = {word: token_id for token_id, word in enumerate(words)}
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + list(characters) + [f"##{character}" for character in characters]
+    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

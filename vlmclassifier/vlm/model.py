@@ -78,9 +78,8 @@ class VLM:
             images=[[image] for image in images], text=list(prompts), padding=True, return_tensors="pt", **options
         )
         inputs.pop("labels", None)  # PaliGemma's processor always returns them
-        if (
-            "qformer_input_ids" in inputs
-        ):  # the processor pads them on the left, and the Q-Former would read the padding
+        if "qformer_input_ids" in inputs:
+            # The processor pads them on the left, and the Q-Former would read the padding.
             question = self.processor.qformer_tokenizer(
                 list(prompts), padding=True, padding_side="right", return_tensors="pt"
             )
