@@ -22,7 +22,7 @@ from vlmclassifier.class_lists import first_index
 from vlmclassifier.devices import BatchSplitter, resolve_device, resolve_dtype
 from vlmclassifier.models import ModelSpec, check_source, find_model, hub_error, local_checkpoint
 from vlmclassifier.prompts import CAPTION
-from vlmclassifier.records import UserError
+from vlmclassifier.records import UserError, first_line
 
 TEXT_BATCH = 256  # captions per forward pass of the text encoder
 TORCHVISION_PREFIX = "torchvision/"  # of the source of a supervised classifier
@@ -249,9 +249,9 @@ def load_clip(model: str, weights: str | Path | None = None, device: str = "auto
             )  # fmt: skip
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip raises many exception types for weights of another model
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"The weights {checkpoint} do not load as {spec.key} ({first_line}): fix --model, --weights or paths.toml."
+            f"The weights {checkpoint} do not load as {spec.key} ({first_line(error)}): fix --model, --weights or "
+            "paths.toml."
         ) from error
     return CLIP(network, transform, tokenizer, spec)
 
@@ -273,9 +273,9 @@ def _load_transformers(spec: ModelSpec, folder: Path, device: str, dtype: str) -
         )
         processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"The checkpoint {folder} does not load as a transformers model ({first_line}): save or download it again, "
+            f"The checkpoint {folder} does not load as a transformers model ({first_line(error)}): save or "
+            "download it again, "
             "or fix --weights or paths.toml."
         ) from error
     if loading_info["missing_keys"]:
@@ -300,9 +300,9 @@ def _load_supervised(spec: ModelSpec, file: Path, device: str, dtype: str) -> Su
             state = torch.load(file, map_location="cpu", weights_only=True)
         network.load_state_dict(state, assign=True)
     except Exception as error:  # a corrupt pickle can raise any exception type
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"The weights {file} do not load as torchvision's {name} ({first_line}): fix --weights or paths.toml."
+            f"The weights {file} do not load as torchvision's {name} ({first_line(error)}): fix --weights or "
+            "paths.toml."
         ) from error
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     network = network.requires_grad_(False).to(device, getattr(torch, resolve_dtype(dtype, device)))

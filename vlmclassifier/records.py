@@ -13,6 +13,11 @@ class ContextError(UserError):
     """A prompt that does not fit into a model's context: the cell is N/A, there is nothing to fix."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or the name of its type if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @dataclass(frozen=True)
 class Example:
     """One labelled image of a benchmark."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmclassifier.records import Prediction, UserError
+from vlmclassifier.records import Prediction, UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +28,9 @@ class Encoder:
         try:
             self.model = SentenceTransformer(str(folder), device=device, local_files_only=True)
         except Exception as error:  # safetensors, tokenizers and the library itself raise kinds of their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"The model in {folder} cannot be loaded ({reason}): download it again.") from None
+            raise UserError(
+                f"The model in {folder} cannot be loaded ({first_line(error)}): download it again."
+            ) from None
         self._names: dict[tuple[str, ...], Tensor] = {}
 
     def nearest(self, predictions: Sequence[Prediction], names: Sequence[str]) -> list[str | None]:

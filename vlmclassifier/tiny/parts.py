@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
@@ -60,14 +60,12 @@ def redraw_weights(model: nn.Module, seed: int = 0) -> None:
 
 
 def train_tokenizer(
-    special_tokens: Iterable[str], bos: str | None, eos: str, pad: str, plain_tokens: Iterable[str] = (),
-    size: int = VOCABULARY, **named_tokens: str,
-) -> PreTrainedTokenizerFast:  # fmt: skip
+    special_tokens: Iterable[str], bos: str | None, eos: str, pad: str, size: int = VOCABULARY, **named_tokens: str
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of `size` tokens, trained on the class names and prompts.
 
     It adds the begin token `bos` in front of a text, if there is one. `special_tokens`: in the order of their ids.
-    `plain_tokens`: additional tokens that remain in decoded text. `named_tokens`: the attributes by which a processor
-    finds its tokens, such as `image_token`.
+    `named_tokens`: the attributes by which a processor finds its tokens, such as `image_token`.
     """
     texts = [name for benchmark in PAPER_BENCHMARKS.values() for name in class_names(benchmark)]
     texts += [*WORDINGS.values(), *TEMPLATES.values(), THOUGHT]
@@ -79,7 +77,6 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in plain_tokens])
     if bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]

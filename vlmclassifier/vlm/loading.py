@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmclassifier.devices import resolve_device, resolve_dtype
 from vlmclassifier.models import ModelSpec, checkpoint_folder, find_model
-from vlmclassifier.records import UserError
+from vlmclassifier.records import UserError, first_line
 from vlmclassifier.vlm.model import VLM
 
 GPU_SHARE = 0.8  # share of a GPU's free memory for weights; the rest is for activations and the KV cache
@@ -44,13 +44,12 @@ def load_vlm(model: str, weights: str | Path | None = None, device: str = "auto"
 
 def _loading_error_message(error: Exception, spec: ModelSpec, folder: Path, device: torch.device) -> str:
     """The message for an exception that transformers raised while it loaded the checkpoint."""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, torch.OutOfMemoryError):
         return (
             f"{spec.key} does not fit into the memory of {device}: use a smaller model, --dtype bfloat16, or more GPUs."
         )
     if isinstance(error, ImportError):
-        return f"{spec.key} needs a package that is not installed ({first_line}): install it."
+        return f"{spec.key} needs a package that is not installed ({first_line(error)}): install it."
     if "trust_remote_code" in str(error):
         return (
             f"The checkpoint {folder} requires its own code, which is not run for safety: choose a checkpoint that "
@@ -58,7 +57,7 @@ def _loading_error_message(error: Exception, spec: ModelSpec, folder: Path, devi
         )
     if "Unrecognized configuration class" in str(error):
         return f"The checkpoint {folder} does not contain an image-text-to-text model: choose another --model."
-    return f"The checkpoint {folder} of {spec.key} cannot be loaded ({first_line}): save or download it again."
+    return f"The checkpoint {folder} of {spec.key} cannot be loaded ({first_line(error)}): save or download it again."
 
 
 def _check_checkpoint(
