@@ -34,7 +34,7 @@ from vlmclassifier.mini.study import (
     read_hits,
     values,
     with_candidates,
-)  # fmt: skip
+)
 from vlmclassifier.prompts import WORDINGS
 from vlmclassifier.scoring.statistics import error_ratio, independent_difference, paired_difference
 

@@ -150,8 +150,8 @@ def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, figure
     inference = script("inference_analysis/mini_study.py")
     inference.main(inference.Args(root, limit=48, train=12))
     rows = {row.metric: row for row in read_findings(root / "inference_analysis" / "findings.csv")}
-    for metric in ("largest change by a wording", "best training-free setting minus open world",
-                   "CLIP minus best training-free setting", "guidance's gain over the sum"):  # fmt: skip
+    for metric in ("largest change by a wording", "best training-free way minus open world",
+                   "CLIP minus best training-free way", "guidance's gain over the sum"):  # fmt: skip
         assert rows[metric].holds in ("holds", "does not hold") and rows[metric].n == 48
     assert rows["VLM, ranking by the mean"].n == 48
     assert "Best training-free method on 12 train images" in capsys.readouterr().out
