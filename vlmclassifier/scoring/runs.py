@@ -248,7 +248,7 @@ def _train_folder(config: dict[str, Any], records: dict[Path, dict[str, Any]]) -
 def _key(folder: Path, config: dict[str, Any], train: Path | None) -> str:
     """What the scores of a run depend on: its rows and configuration, the metrics, and the run that chooses t."""
     parts = [str(SCORING_VERSION), *METRICS, json.dumps(config, sort_keys=True)]
-    for file in [folder / ROWS_FILE, folder / VALUES, *([train / VALUES] if train else [])]:
+    for file in [top / name for top in (folder, train) if top is not None for name in (ROWS_FILE, VALUES)]:
         if file.exists():
             with open(file, "rb") as stream:
                 parts.append(hashlib.file_digest(stream, "sha256").hexdigest())
