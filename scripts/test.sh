@@ -12,5 +12,5 @@ bash scripts/setup.sh
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 selection=(-m "not slow")
 [ -z "${SLOW:-}" ] || selection=()
-.venv/bin/python -m pytest --numprocesses 3 --dist loadfile "${selection[@]}" "$@"
+.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"
 [ -n "${SLOW:-}" ] || echo "Left out: the tests marked slow. SLOW=1 bash scripts/test.sh runs all of them."

@@ -64,6 +64,12 @@ def images(once) -> Path:
     return once("images", lambda out: module.main(module.Args(out=out, count=60)))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker is left alone with one (with --no-loadscope-reorder)."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+
+
 @pytest.fixture(scope="session")
 def tiny(once) -> Path:
     """One miniature checkpoint folder per model that has one, TINY/KEY."""

@@ -1,4 +1,4 @@
-"""Run under accelerate by test_processes.py: classify with every family; the processes start each family together.
+"""Run by test_processes.py, also under accelerate: classify with every family; processes start a family together.
 
 python every_family.py TINY IMAGES OUT LIMIT
 """

@@ -135,8 +135,8 @@ def test_two_processes_under_accelerate_give_the_same_rows(tiny, images, tmp_pat
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "main_results/classify_vlm.py", "--weights", tiny / "llava-1.5-7b", "--data-root", images,
-        "--out", tmp_path / "two", "--benchmark", "flowers", "--split", "all", "--limit", "60",
-        "--batch-size", "2", "--max-new-tokens", "160",
+        "--out", tmp_path / "two", "--benchmark", "flowers", "--split", "all", "--limit", "48",
+        "--batch-size", "2", "--max-new-tokens", "128",
     ]  # fmt: skip
     with starting_line(tmp_path / "two", 2):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -148,7 +148,7 @@ def test_two_processes_under_accelerate_give_the_same_rows(tiny, images, tmp_pat
         time.sleep(0.02)
     assert launched.returncode == 0 and parts == {"part-0.jsonl", "part-1.jsonl"}  # both processes wrote rows
     module = script("main_results/classify_vlm.py")
-    args = {"benchmark": "flowers", "split": "all", "limit": 60, "max_new_tokens": 160, "data_root": images}
+    args = {"benchmark": "flowers", "split": "all", "limit": 48, "max_new_tokens": 128, "data_root": images}
     module.main(module.Args(weights=tiny / "llava-1.5-7b", out=tmp_path / "one", **args))
     one, two = (tmp_path / name / "predictions.jsonl" for name in ("one", "two"))
     assert two.read_bytes() == one.read_bytes()
