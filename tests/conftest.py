@@ -6,6 +6,7 @@ import glob
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -153,18 +154,31 @@ def script(path: str):
 
 
 def run_script(*command: object, env: dict | None = None, check: bool = True) -> subprocess.CompletedProcess:
-    """Run a script or a launcher in a process of its own, from the project's root.
+    """Run a script, a module (-m) or a launcher (bash FILE) in a process of its own, from the project's root."""
+    process = start_script(*command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    stdout, stderr = process.communicate()
+    assert not check or process.returncode == 0, stderr
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
-    Scripts are forked by the warm server, which has the imports loaded; options of the interpreter need a new one.
+
+def start_script(*command: object, env: dict | None = None, **options: object) -> subprocess.Popen:
+    """Start what `run_script` runs; `options` go to Popen.
+
+    Scripts, and processes of accelerate's launcher, are forked by the warm server, which has the imports loaded;
+    options of the interpreter need a new one.
     """
     words = [str(word) for word in command]
     python = str(ROOT / "tests" / "warm_python")
-    warm = {"PYTHON": python, "WARM_SERVER": warm_server(), "WARM_INTERPRETER": sys.executable}
-    environment = {**os.environ, **warm, **(env or {})}
+    warm = {"WARM_SERVER": warm_server(), "WARM_INTERPRETER": sys.executable}
+    environment = {**os.environ, **warm, "PYTHON": python, "PYTHON_EXEC": python, **(env or {})}
     words = words if words[0].endswith("bash") else [python, *words]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert not check or done.returncode == 0, done.stderr
-    return done
+    return subprocess.Popen(words, cwd=ROOT, env=environment, **options)
+
+
+def kill_script(process: subprocess.Popen, pid_file: Path) -> None:
+    """SIGKILL for a script whose environment has WARM_PID_FILE=`pid_file`."""
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    assert process.wait() == 128 + signal.SIGKILL
 
 
 def warm_server() -> str:

@@ -1,20 +1,16 @@
 """Protects: every family gives the same rows on one and two processes, and a killed process loses no row."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
 import pytest
-from conftest import ROOT, run_script, script
+from conftest import run_script, script, start_script
 from test_runs import part_bytes
 
 from vlmclassifier.runs import read_run
-
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 @pytest.mark.slow
@@ -24,12 +20,9 @@ def test_every_family_gives_the_same_rows_on_one_and_two_processes(tiny, images,
         (tmp_path / processes).mkdir()
     run_script("tests/every_family.py", tiny, images, tmp_path / "1", 40)
     # accelerate's flag for several processes is --multi_gpu, also on CPUs
-    command = [*LAUNCH, "--multi_gpu", "--num_processes", 2, "--mixed_precision", "no", "--main_process_port", 0,
-               "tests/every_family.py", tiny, images, tmp_path / "2", 40]  # fmt: skip
-    command = [str(part) for part in command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--mixed_precision", "no",
+               "--main_process_port", 0, "tests/every_family.py", tiny, images, tmp_path / "2", 40,
+               env={"OMP_NUM_THREADS": "1"})  # fmt: skip
     records = [json.loads((tmp_path / "2" / f"rows-{rank}.json").read_text()) for rank in (0, 1)]
     assert all(record["processes"] == 2 and record["backend"] == "gloo" for record in records)
     keys = sorted(folder.name for folder in tiny.iterdir())
@@ -46,15 +39,16 @@ def test_every_family_gives_the_same_rows_on_one_and_two_processes(tiny, images,
 def test_killing_one_of_two_processes_loses_and_duplicates_no_row(tiny, images, tmp_path):
     """SIGKILL for one process of scripts/multi_gpu.sh in the middle of the run, then the same command again."""
     command = [
-        "/usr/bin/env", "bash", "scripts/multi_gpu.sh", "main_results/classify_vlm.py", "--model", "qwen3-vl-8b",
+        "bash", "scripts/multi_gpu.sh", "main_results/classify_vlm.py", "--model", "qwen3-vl-8b",
         "--weights", tiny / "qwen3-vl-8b", "--benchmark", "caltech", "--split", "all", "--data-root", images,
         "--limit", "40", "--batch-size", "2", "--max-new-tokens", "64", "--out", tmp_path / "run",
     ]  # fmt: skip
-    environment = {**os.environ, "PROCESSES": "2", "PYTHON": sys.executable}
-    launched = subprocess.Popen([str(part) for part in command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    pid_file = tmp_path / "pid"
+    environment = {"PROCESSES": "2", "WARM_PID_FILE": str(pid_file)}
+    launched = start_script(*command, env=environment, stderr=subprocess.DEVNULL)
     while launched.poll() is None and part_bytes(tmp_path / "run") < 2000:
         time.sleep(0.005)
-    workers = [child for child in psutil.Process(launched.pid).children() if child.pid != launched.pid]
+    workers = psutil.Process(int(pid_file.read_text())).children()
     assert len(workers) == 2
     workers[0].send_signal(signal.SIGKILL)
     assert launched.wait() != 0  # the launcher also ends the other process
@@ -62,7 +56,7 @@ def test_killing_one_of_two_processes_loses_and_duplicates_no_row(tiny, images, 
     for file in (tmp_path / "run").glob("part-*"):
         kept |= set(file.read_text().splitlines(keepends=True))
     assert 0 < len(kept) < 40
-    again = run_script(*command[1:], env=environment)
+    again = run_script(*command, env={"PROCESSES": "2"})
     assert "images are done already" in again.stderr
     module = script("main_results/classify_vlm.py")
     module.main(module.Args("qwen3-vl-8b", tiny / "qwen3-vl-8b", benchmark="caltech", split="all", limit=40,

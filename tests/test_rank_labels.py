@@ -1,17 +1,14 @@
 """Protects: the ranking script from images to numbers: resuming, processes, search, guidance, fallback, user errors."""
 
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, noise, run_script, script
+from conftest import kill_script, noise, run_script, script, start_script
 from PIL import Image
 from test_ranking import NAMES, QUESTION
 from test_runs import part_bytes
@@ -75,12 +72,13 @@ def test_batches_chunks_and_the_search_agree(tiny, caltech, tmp_path):
 
 def test_a_killed_and_resumed_run_gives_the_same_bytes(tiny, caltech, tmp_path):
     flags = ["--model", "qwen3-vl-8b", "--weights", tiny / "qwen3-vl-8b", "--batch-size", 2, *as_flags(caltech)]
-    command = [sys.executable, SCRIPT, *flags, "--out", tmp_path / "killed"]
-    child = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.DEVNULL)
+    pid_file = tmp_path / "pid"
+    child = start_script(
+        SCRIPT, *flags, "--out", tmp_path / "killed", env={"WARM_PID_FILE": str(pid_file)}, stderr=subprocess.DEVNULL
+    )
     while child.poll() is None and part_bytes(tmp_path / "killed") < 1500:
         time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    kill_script(child, pid_file)
     resumed = run_script(SCRIPT, *flags, "--out", tmp_path / "killed")
     assert "images are done already" in resumed.stderr and "nodes" in resumed.stderr
     rank(tmp_path / "whole", tiny / "qwen3-vl-8b", model="qwen3-vl-8b", **caltech, batch_size=2)
@@ -91,8 +89,7 @@ def test_a_killed_and_resumed_run_gives_the_same_bytes(tiny, caltech, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_a_ranking(tiny, caltech, tmp_path):
     flags = ["--weights", tiny / "llava-1.5-7b", "--batch-size", 1, "--out", tmp_path / "two", *as_flags(caltech)]
-    env = {**os.environ, "PROCESSES": "2", "PYTHON": sys.executable}
-    run_script("bash", "scripts/multi_gpu.sh", SCRIPT, *flags, env=env)
+    run_script("bash", "scripts/multi_gpu.sh", SCRIPT, *flags, env={"PROCESSES": "2"})
     _, tensors = rank(tmp_path / "one", tiny / "llava-1.5-7b", **caltech, batch_size=1)
     rows = [(tmp_path / name / "predictions.jsonl").read_bytes() for name in ("one", "two")]
     assert rows[0] == rows[1]

@@ -1,15 +1,13 @@
 """Protects: the command line of every script, and killed, resumed and shared runs of the real scripts."""
 
 import dataclasses
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import ROOT, run_script, script, starting_line
+from conftest import ROOT, kill_script, run_script, script, start_script, starting_line
 from test_runs import needs_mount, part_bytes, small_disk  # noqa: F401 - a fixture
 
 SCRIPTS = sorted(
@@ -106,18 +104,18 @@ def test_script_killed_and_resumed_gives_the_same_bytes(tiny, images, tmp_path):
     def command(out: str, batch: int) -> list[str]:
         flags = f"--benchmark caltech --split all --limit 40 --batch-size {batch} --out {tmp_path / out}"
         return [
-            sys.executable, "main_results/classify_vlm.py", "--weights", str(tiny / "llava-1.5-7b"),
-            "--data-root", str(images), *flags.split(),
+            "main_results/classify_vlm.py", "--weights", str(tiny / "llava-1.5-7b"), "--data-root", str(images),
+            *flags.split(),
         ]  # fmt: skip
 
-    killed = subprocess.Popen(command("killed", 2), cwd=ROOT, stderr=subprocess.DEVNULL)
+    pid_file = tmp_path / "pid"
+    killed = start_script(*command("killed", 2), env={"WARM_PID_FILE": str(pid_file)}, stderr=subprocess.DEVNULL)
     while killed.poll() is None and part_bytes(tmp_path / "killed") < 2000:
         time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    kill_script(killed, pid_file)
     rows = sum(file.read_text().count("\n") for file in (tmp_path / "killed").glob("part-*"))
     assert 0 < rows < 40
-    resumed = run_script(*command("killed", 3)[1:])
+    resumed = run_script(*command("killed", 3))
     assert f"{rows} of 40 images are done already" in resumed.stderr
     module = script("main_results/classify_vlm.py")
     module.main(
@@ -133,15 +131,13 @@ def test_script_killed_and_resumed_gives_the_same_bytes(tiny, images, tmp_path):
 @pytest.mark.slow
 def test_two_processes_under_accelerate_give_the_same_rows(tiny, images, tmp_path):
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "main_results/classify_vlm.py", "--weights", tiny / "llava-1.5-7b", "--data-root", images,
         "--out", tmp_path / "two", "--benchmark", "flowers", "--split", "all", "--limit", "48",
         "--batch-size", "2", "--max-new-tokens", "128",
     ]  # fmt: skip
     with starting_line(tmp_path / "two", 2):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [str(part) for part in command]
-        launched = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        launched = start_script(*command, env={"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     parts = set()
     while launched.poll() is None:
         parts |= {file.name for file in (tmp_path / "two").glob("part-*.jsonl")}

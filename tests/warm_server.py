@@ -1,4 +1,5 @@
-"""A worker with torch, transformers and this package loaded: it forks a process for every script that a test runs.
+"""A worker with torch, transformers and this package loaded: it forks a process for every script that a test runs,
+and for every process that accelerate's launcher starts.
 
     python tests/warm_server.py SOCKET PID
 
@@ -22,7 +23,7 @@ CLIENT = str(Path(__file__).resolve().parent / "warm_python")
 
 def preload() -> None:
     """Import what scripts import; nothing is computed, so that no thread exists when the server forks."""
-    import accelerate.utils.memory  # noqa: F401
+    import accelerate.commands.launch  # noqa: F401
     import datasets  # noqa: F401
     import open_clip  # noqa: F401
     import pandas  # noqa: F401
@@ -43,6 +44,8 @@ def preload() -> None:
 
     import vlmclassifier.arguments
     import vlmclassifier.clip
+    import vlmclassifier.mini.contrastive
+    import vlmclassifier.mini.llava
     import vlmclassifier.ranking.ranker
     import vlmclassifier.scoring.rankings
     import vlmclassifier.tables
@@ -112,12 +115,12 @@ def run(job: dict, streams: list[int]) -> None:
 
     if outputs := os.environ.get("VLMCLASSIFIER_OUTPUTS"):
         vlmclassifier.paths.OUTPUTS = Path(outputs)
-    sys.argv = job["arguments"]
-    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+    if pid_file := os.environ.pop("WARM_PID_FILE", None):
+        Path(pid_file).write_text(str(os.getpid()))
     sys.executable = CLIENT  # scripts that start scripts use the server too; multiprocessing keeps the interpreter
     code = 0
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        start(job["arguments"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
@@ -128,6 +131,22 @@ def run(job: dict, streams: list[int]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def start(arguments: list[str]) -> None:
+    """What the interpreter does with SCRIPT, -m MODULE or -c TEXT, and the arguments behind."""
+    first = arguments[0]
+    sys.argv = arguments[1:] if first == "-m" else arguments
+    if first == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        sys.path[0] = ""
+        exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif first == "-m":
+        sys.path[0] = os.getcwd()
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(first).resolve().parent)
+        runpy.run_path(first, run_name="__main__")
 
 
 if __name__ == "__main__":

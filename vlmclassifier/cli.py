@@ -82,6 +82,18 @@ def end_with_parent() -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def worker_context(*modules: str) -> multiprocessing.context.BaseContext:
+    """Return the multiprocessing context for workers that import the heavy `modules`.
+
+    On Linux one server imports them, once, and every worker is forked from it; elsewhere each worker imports them.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    return context
+
+
 def use_one_core() -> None:
     """Set up a worker process: several are fastest with one core each."""
     end_with_parent()

@@ -9,7 +9,6 @@ the median as `ratio`.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -73,7 +72,7 @@ def main(args: Args) -> None:
 
 def measure_run(args: Args, folder: Path, repeat: int, count: int) -> float:
     """Seconds from the time when all `count` processes are ready until the run is finished."""
-    run_folder, context = folder / f"run-{repeat}-{count}", multiprocessing.get_context("spawn")
+    run_folder, context = folder / f"run-{repeat}-{count}", cli.worker_context("vlmclassifier.vlm")
     ready, end_times = context.Barrier(count + 1, timeout=600), context.SimpleQueue()
     workers = []
     for index in range(count):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import random
 import sys
@@ -15,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vlmclassifier.cli import end_with_parent
+from vlmclassifier.cli import end_with_parent, worker_context
 from vlmclassifier.mini.corpus import (
     CorpusSpec,
     LabelAssignment,
@@ -330,7 +329,7 @@ def train_in_parallel(training: Training, stages: Sequence[str]) -> None:
         for stage in stages:
             functions[stage](training)
         return
-    context = multiprocessing.get_context("spawn")
+    context = worker_context("vlmclassifier.mini.contrastive", "vlmclassifier.mini.llava")
     next_line = context.Value("i")
     with ProcessPoolExecutor(
         len(stages), mp_context=context, initializer=_init_stage_process, initargs=(next_line,)

@@ -1,6 +1,5 @@
 """Shared parts of the sections' mini_study.py scripts: arguments, run folders, processes, saved answers."""
 
-import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ def in_processes(work: Callable[[Any], None], jobs: Any) -> None:
     if PROCESSES == 1:
         work(jobs)
         return
-    context = multiprocessing.get_context("spawn")
+    context = cli.worker_context("vlmclassifier.clip", "vlmclassifier.ranking", "vlmclassifier.vlm")
     with ProcessPoolExecutor(PROCESSES, context, initializer=cli.use_one_core) as pool:
         list(pool.map(work, [jobs] * PROCESSES))
 
