@@ -123,6 +123,8 @@ def main(args: Args) -> None:
 
 def check(args: Args) -> None:
     """Raise UserError for numbers out of range and for an invalid address."""
+    from vlmclassifier.api import check_base_url
+
     cli.check_positive(limit=args.limit, max_new_tokens=args.max_new_tokens, max_side=args.max_side,
                        concurrency=args.concurrency)  # fmt: skip
     if not 0 < args.timeout < float("inf") or args.retries < 0:
@@ -131,18 +133,8 @@ def check(args: Args) -> None:
         raise UserError(f"--concurrency {args.concurrency} is more than one process does: give at most 256.")
     if not all(0 <= number < float("inf") for number in (args.temperature or 0, *(args.prices or ()))):
         raise UserError("--temperature and --prices must be numbers from 0 on.")
-    try:
-        address = urlsplit(args.base_url or "https://none")
-        address.port  # noqa: B018 - raises for an invalid one
-    except ValueError as error:
-        raise UserError(
-            f"--base-url {args.base_url} is no address ({error}): write it as http://HOST:PORT/v1."
-        ) from None
-    if address.scheme not in ("http", "https") or not address.netloc:
-        raise UserError(f"--base-url {args.base_url} is no address: write it as http://HOST:PORT/v1.")
-    if "@" in address.netloc or address.query:
-        raise UserError("--base-url holds a name, a key or a query, which would be written down: put the key into an "
-                        "environment variable and name that with --key-variable.")  # fmt: skip
+    if args.base_url:
+        check_base_url(args.base_url)
 
 
 def setting_run(args: Args, spec: ModelSpec, task: Evaluation, setting: PromptSetting, several: bool) -> "SettingRun":

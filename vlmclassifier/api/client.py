@@ -161,6 +161,22 @@ class Api:
         raise NotImplementedError
 
 
+def check_base_url(url: str) -> None:
+    """Raise UserError for an invalid address of a server, and for one that holds something secret."""
+    try:
+        address = urlsplit(url)
+        address.port  # noqa: B018 - raises for an invalid one
+    except ValueError as error:
+        raise UserError(f"--base-url {url} is no address ({error}): write it as http://HOST:PORT/v1.") from None
+    if address.scheme not in ("http", "https") or not address.netloc:
+        raise UserError(f"--base-url {url} is no address: write it as http://HOST:PORT/v1.")
+    if "@" in address.netloc or address.query:
+        raise UserError(
+            "--base-url holds a name, a key or a query, which would be written down: put the key into an environment "
+            "variable and name that with --key-variable."
+        )
+
+
 def find_key(api: Api, base_url: str | None, key_variable: str | None) -> tuple[str, str]:
     """The name and the value of the environment variable with the key; both empty if no key is sent.
 
