@@ -131,6 +131,7 @@ def rank(args: Args, task: Evaluation, vlm: "VLM", run: Run, title: str) -> None
     """Rank the names for every pending image, batch by batch."""
     import numpy as np
 
+    from vlmclassifier.finite import images_named
     from vlmclassifier.ranking import Ranker
     from vlmclassifier.scoring.guidance import Scoring, best
 
@@ -141,7 +142,8 @@ def rank(args: Args, task: Evaluation, vlm: "VLM", run: Run, title: str) -> None
     ranker.check_context(sizes)
 
     first = examples[run.order[0]]
-    remark = ranker.select_method(open_image(first.image, task.root, first.row))
+    with images_named([first.id]):
+        remark = ranker.select_method(open_image(first.image, task.root, first.row))
     prior = ranker.prior()  # [names]
     if cli.is_main_process():
         trie = ranker.trie
@@ -159,10 +161,12 @@ def rank(args: Args, task: Evaluation, vlm: "VLM", run: Run, title: str) -> None
     with cli.progress([run], title) as update:
         for ids, batch in prefetch(run.pending(args.batch_size), load):
             if args.top_k is None:
-                vectors = ranker.log_probs(batch)  # [images, names]
+                with images_named(ids):
+                    vectors = ranker.log_probs(batch)  # [images, names]
                 places = [best(row, BEST_NAMES) for row in vectors]
             else:
-                found = ranker.top_k(batch, args.top_k, scoring)
+                with images_named(ids):
+                    found = ranker.top_k(batch, args.top_k, scoring)
                 places = [result.names for result in found]
                 vectors = [[*result.scores, result.nodes, result.rounds] for result in found]
             rows = []

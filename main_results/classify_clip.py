@@ -85,6 +85,8 @@ def main(args: Args) -> None:
 
 def classify(clip: "CLIP", task: Evaluation, pending: dict[PromptSetting, Run], batch_size: int) -> None:
     """Rank the names for every pending image; an image's features are computed once for all settings."""
+    from vlmclassifier.finite import images_named
+
     examples = {example.id: example for example in task.examples}
     names = list(dict.fromkeys(task.names))  # a name that two classes share stands for the first
     column = {name: place for place, name in enumerate(names)}
@@ -99,7 +101,8 @@ def classify(clip: "CLIP", task: Evaluation, pending: dict[PromptSetting, Run], 
     with cli.progress(list(pending.values()), title) as update:
         leases_together = pending_together(list(pending.values()), batch_size)
         for leases, (ids, pixel_values) in prefetch(leases_together, load):
-            features = clip.encode_images(pixel_values)  # [images, width]
+            with images_named(ids):
+                features = clip.encode_images(pixel_values)  # [images, width]
             row_of = {i: row for row, i in enumerate(ids)}
             for (setting, run), lease in zip(pending.items(), leases, strict=True):
                 if not lease:

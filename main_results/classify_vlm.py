@@ -55,6 +55,7 @@ def main(args: Args) -> None:
     pending = {setting: run for setting, run in runs.items() if not run.complete}
     too_long = {}  # setting -> why its prompt does not fit
     if pending:
+        from vlmclassifier.finite import images_named
         from vlmclassifier.vlm import load_vlm
         from vlmclassifier.vlm.pending import pending_batches, settings_too_long
 
@@ -69,7 +70,8 @@ def main(args: Args) -> None:
                 if batch.setting in too_long:
                     continue
                 try:
-                    answers = vlm.generate(batch.batch, max_new_tokens, batch.image_features)
+                    with images_named([example.id for example in batch.examples]):
+                        answers = vlm.generate(batch.batch, max_new_tokens, batch.image_features)
                 except ContextError as error:  # missed by the check, such as an image whose size was not known
                     too_long[batch.setting] = str(error)
                     pending[batch.setting].not_applicable(str(error))

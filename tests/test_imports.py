@@ -27,7 +27,7 @@ LAYERS = [
         "cli",
         "plane_figures",
     },
-    {"devices", "vlm", "clip", "api"},
+    {"finite", "devices", "vlm", "clip", "api"},
     {"ranking", "probing", "finetuning", "checkpoints", "tiny", "mini"},
 ]
 HEAVY = {"torch", "transformers", "open_clip", "torchvision", "scipy", "pandas", "timm", "matplotlib"}

@@ -20,6 +20,7 @@ from torch import Tensor
 from vlmclassifier.benchmarks import BENCHMARKS, class_names
 from vlmclassifier.class_lists import first_index
 from vlmclassifier.devices import BatchSplitter, resolve_device, resolve_dtype
+from vlmclassifier.finite import check_finite
 from vlmclassifier.models import ModelSpec, check_source, find_model, hub_error, local_checkpoint
 from vlmclassifier.prompts import CAPTION
 from vlmclassifier.records import UserError, first_line
@@ -59,7 +60,12 @@ class CLIP:
     @torch.inference_mode()
     def _encode(self, pixel_values: Tensor) -> Tensor:
         features = self._image_features(pixel_values.to(self.device, self.dtype))  # [batch, width]
-        return F.normalize(features.float(), dim=-1)
+        return self._unit_length(features, "An image feature")
+
+    def _unit_length(self, features: Tensor, what: str, has_rows: bool = True) -> Tensor:
+        """Features [rows, width] of unit length in float32. A vector of zeros has no direction: it becomes NaN."""
+        features = features.float()
+        return check_finite(features / features.norm(dim=-1, keepdim=True), what, self.dtype, has_rows)
 
     def _image_features(self, pixel_values: Tensor) -> Tensor:
         return self.model.encode_image(pixel_values)
@@ -67,8 +73,8 @@ class CLIP:
     @torch.inference_mode()
     def class_features(self, names: Sequence[str], caption: str = CAPTION) -> Tensor:
         """Text features [classes, width] of unit length in float32, for one caption per class name."""
-        features = self._text_features([caption.format(name) for name in names])
-        return F.normalize(torch.cat(features).float(), dim=-1)  # [classes, width]
+        features = torch.cat(self._text_features([caption.format(name) for name in names]))  # [classes, width]
+        return self._unit_length(features, "A text feature", has_rows=False)
 
     def _text_features(self, captions: list[str]) -> list[Tensor]:
         """Text features [chunk, width] of the captions, one tensor per chunk of at most TEXT_BATCH captions.
@@ -161,6 +167,7 @@ class SupervisedClassifier(CLIP):
     def _encode(self, pixel_values: Tensor) -> Tensor:
         """Logits [batch, 1000] in float32. If classes share a name, the first one gets the largest of their logits."""
         logits = self.model(pixel_values.to(self.device, self.dtype)).float()  # [batch, 1000]
+        check_finite(logits, "A logit", self.dtype)
         names = _imagenet_names()
         first = first_index(names)
         for index, name in enumerate(names):

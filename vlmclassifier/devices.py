@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from vlmclassifier.finite import rows_from
 from vlmclassifier.records import UserError
 
 T = TypeVar("T")
@@ -62,7 +63,8 @@ class BatchSplitter:
             try:
                 results: list[T] = []
                 for start in range(0, count, size):
-                    results += work(slice(start, min(start + size, count)))
+                    with rows_from(start):
+                        results += work(slice(start, min(start + size, count)))
                 return results
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):

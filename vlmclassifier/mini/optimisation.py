@@ -5,6 +5,7 @@ fixed order. This is twice as fast as two cores inside every small operation, an
 number of cores.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -12,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from vlmclassifier.records import UserError
 
 WARM_UP = 30  # steps
 DECAY = 0.7  # the last share of the steps, in which the rates fall to zero
@@ -157,6 +160,11 @@ class Optimisation:
         losses = []
         for number in tqdm(range(steps), desc=title, unit="step", mininterval=2.0):
             losses.append(step(number))
+            if not math.isfinite(losses[-1]):
+                raise UserError(
+                    f"{title}: the loss of step {number} is not a finite number, so the weights are useless and are "
+                    "not saved: try another --seed, and fewer steps or images of another kind if it stays so."
+                )
             self.step(learning_rate_factor(number, steps))
             if after_step is not None:
                 after_step(number)

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmclassifier.devices import BatchSplitter
+from vlmclassifier.finite import check_finite, rows_from
 from vlmclassifier.ranking.decoding import PromptCache, TreeDecoder, token_log_probs
 from vlmclassifier.ranking.names import name_tokens, separator
 from vlmclassifier.ranking.one_by_one import cached_prompt_log_probs, full_forward_log_probs
@@ -71,8 +72,10 @@ class Ranker:
 
         def rank_part(part: slice) -> list[np.ndarray]:
             if self.method != "tree":
-                return [self._one_by_one(self._process(image)) for image in batch.images[part]]
-            return list(self._tree_log_probs(self._inputs(batch, part)))
+                log_probs = np.stack([self._one_by_one(self._process(image)) for image in batch.images[part]])
+            else:
+                log_probs = self._tree_log_probs(self._inputs(batch, part))
+            return list(self.checked(log_probs))
 
         return np.stack(self._splitter.run(rank_part, len(batch)))
 
@@ -112,8 +115,15 @@ class Ranker:
         if self.vlm.model.config.model_type == "paligemma":
             inputs["token_type_ids"] = torch.zeros_like(input_ids)  # the type of the prompt
         if self.method != "tree":
-            return self._one_by_one(inputs)
-        return self._splitter.run(lambda part: list(self._tree_log_probs(inputs)), 1)[0]
+            log_probs = self._one_by_one(inputs)
+        else:
+            log_probs = self._splitter.run(lambda part: list(self._tree_log_probs(inputs)), 1)[0]
+        return self.checked(log_probs[None], has_rows=False)[0]
+
+    def checked(self, log_probs: np.ndarray, has_rows: bool = True) -> np.ndarray:
+        """Log-probabilities [rows, ...]; raises NotFiniteError for one that is not finite."""
+        check_finite(torch.as_tensor(log_probs), "A log-probability of a name", self.vlm.model.dtype, has_rows)
+        return log_probs
 
     def select_method(self, image: Image.Image) -> str:
         """Compare the method with full forward passes on one image, and fall back to a slower one if they differ.
@@ -135,6 +145,7 @@ class Ranker:
                 f"{self.vlm.spec.key} cannot be ranked: its forward pass does not accept image, prompt and name "
                 f"together ({_first_line(error)}); use main_results/classify_vlm.py."
             ) from error
+        self.checked(expected[None])
         for method in METHODS:
             if method == "tree" and self.failure:
                 continue
@@ -313,7 +324,7 @@ class NodeExpander:
 
     def root_log_probs(self) -> np.ndarray:
         """Log-probabilities [images, edges] of the children of the root."""
-        return root_log_probs(self.ranker.trie, self.prompt_cache)
+        return self.ranker.checked(root_log_probs(self.ranker.trie, self.prompt_cache))
 
     def __call__(self, images: list[int], nodes: list[np.ndarray]) -> list[np.ndarray]:
         """Run nodes of each image. Returns the log-probabilities [edges] of their children, one array per image."""
@@ -335,7 +346,11 @@ class NodeExpander:
             tokens.append(trie.target_ids[children])
             counts.append(len(children))
         log_probs = self.ranker.edge_log_probs(states.flatten(0, 1), np.concatenate(rows), np.concatenate(tokens))
-        return np.split(log_probs, np.cumsum(counts)[:-1])
+        parts = np.split(log_probs, np.cumsum(counts)[:-1])
+        for image, part in zip(images, parts, strict=True):
+            with rows_from(image):
+                self.ranker.checked(part[None])
+        return parts
 
 
 def _first_line(error: Exception) -> str:

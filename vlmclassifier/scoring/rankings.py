@@ -119,6 +119,11 @@ def read_ranking(folder: Path) -> Ranking:
     ids, tensors = read_values(folder)
     if ids != [row.example_id for row in rows]:
         raise UserError(f"{folder}: the numbers are not those of the rows: repeat its command, which merges them anew.")
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise UserError(
+            f"{folder} holds log-probabilities that are not finite: remove it and run again with --dtype bfloat16 or "
+            "float32."
+        )
     place = {name: number for number, name in enumerate(dict.fromkeys(config["classes"]))}
     truth = np.array([place[row.label] for row in rows])
     return Ranking(config, rows, tensors[ROWS], tensors["lengths"], tensors["prior"], truth)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
 from vlmclassifier.devices import BatchSplitter
+from vlmclassifier.finite import check_finite
 from vlmclassifier.models import ModelSpec
 from vlmclassifier.prompts import TEMPLATES, THOUGHT, default_new_tokens
 from vlmclassifier.records import ContextError, UserError
@@ -30,6 +31,23 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+
+class FiniteLogits(LogitsProcessor):
+    """Looks at the logits of every new token, without waiting for the device; `check` raises at the end."""
+
+    def __init__(self) -> None:
+        self.checked: Tensor | None = None  # [batch] 0, or NaN for a row with a logit that was not finite
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Note the logits [batch, vocabulary] and return them unchanged."""
+        row_sums = (scores.float() * 0).sum(dim=-1)  # [batch]
+        self.checked = row_sums if self.checked is None else self.checked + row_sums
+        return scores
+
+    def check(self, dtype: torch.dtype) -> None:
+        """Raise NotFiniteError where a logit was not finite."""
+        check_finite(self.checked[:, None], "A logit of the answer", dtype)
 
 
 class VLM:
@@ -120,14 +138,18 @@ class VLM:
             self._check_qformer_length(inputs["qformer_attention_mask"].shape[1])
         inputs = self.to_device(inputs)
         length = inputs["input_ids"].shape[1]
+        finite = FiniteLogits()
+        options = {"max_new_tokens": max_new_tokens, "logits_processor": [finite]}
         if image_features is not None:
             del inputs["pixel_values"]
             features = join_features(image_features)
             if self._is_blip():
-                new_tokens = self._generate_blip(inputs, features, max_new_tokens)  # [batch, new tokens]
+                new_tokens = self._generate_blip(inputs, features, options)  # [batch, new tokens]
+                finite.check(self.model.dtype)
                 return [self._decode(row) for row in new_tokens.tolist()]
             inputs["mm_encoder_outputs"] = {"image": features}
-        sequences = self.model.generate(**inputs, max_new_tokens=max_new_tokens)  # [batch, tokens + new tokens]
+        sequences = self.model.generate(**inputs, **options)  # [batch, tokens + new tokens]
+        finite.check(self.model.dtype)
         if not torch.equal(sequences[:, :length], inputs["input_ids"]):
             raise RuntimeError(f"{type(self.model).__name__}.generate does not return the prompt before the answer")
         return [self._decode(row) for row in sequences[:, length:].tolist()]
@@ -236,7 +258,7 @@ class VLM:
     def _is_blip(self) -> bool:
         return hasattr(self.model, "qformer")
 
-    def _generate_blip(self, inputs: dict[str, Tensor], features: Any, max_new_tokens: int) -> Tensor:
+    def _generate_blip(self, inputs: dict[str, Tensor], features: Any, options: dict[str, Any]) -> Tensor:
         """New tokens [batch, new tokens] of BLIP-2 for precomputed image features.
 
         BLIP-2's own `generate` requires pixel values, so its language model is called with the same embeddings.
@@ -245,7 +267,7 @@ class VLM:
         is_image_token = (inputs["input_ids"] == self.model.config.image_token_id)[..., None]  # [batch, tokens, 1]
         embeds = embeds.masked_scatter(is_image_token, features.pooler_output.to(embeds.dtype))
         return self.model.language_model.generate(
-            inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=max_new_tokens
+            inputs_embeds=embeds, attention_mask=inputs["attention_mask"], **options
         )
 
     def _decode(self, tokens: list[int]) -> str:
