@@ -9,6 +9,7 @@ Writes outputs/main_results/NAME/{run.json, predictions.jsonl, scores.csv}. It c
 command continues. Start it several times, or under `accelerate launch`, and the processes share the work.
 """
 
+import sys
 from dataclasses import dataclass
 
 from vlmclassifier import cli
@@ -60,6 +61,9 @@ def main(args: Args) -> None:
         from vlmclassifier.vlm.pending import pending_batches, settings_too_long
 
         vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
+        if vlm.opens_thought and cli.is_main_process():
+            print(f"warning: {spec.key} thinks before it answers, and its chat template has no switch for that: only "
+                  "what follows the thought is scored; --max-new-tokens must hold both.", file=sys.stderr)  # fmt: skip
         too_long = settings_too_long(vlm, task, list(pending), max_new_tokens)
         for setting, reason in too_long.items():
             pending.pop(setting).not_applicable(reason)

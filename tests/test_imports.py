@@ -17,6 +17,7 @@ LAYERS = [
         "class_lists",
         "benchmarks",
         "prompts",
+        "thoughts",
         "models",
         "arguments",
         "runs",

@@ -132,4 +132,9 @@ def report(run: ScoredRun, next_command: str) -> None:
         f"{accuracy.high:.1f}], n={accuracy.n}, exact {values['exact'].value:.1f}%, empty answers "
         f"{values['empty'].value:.1f}%"
     )
+    if "cut" in values:
+        print(
+            f"{values['cut'].value:.1f}% of the answers are missing, because the model's thought was cut off at the "
+            "token limit: they count as wrong; raise --max-new-tokens"
+        )
     print(f"Rows: {run.folder / 'predictions.jsonl'}; scores: {run.folder / 'scores.csv'}. Next: {next_command}")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partialmethod
 from pathlib import Path
 
 from vlmclassifier.cli import end_with_parent, worker_context
@@ -341,7 +342,9 @@ def train_in_parallel(training: Training, stages: Sequence[str]) -> None:
 
 def _init_stage_process(next_line: object) -> None:
     """Give each process its own line for its progress bar. `next_line`: the first unused line, shared."""
+    from tqdm import tqdm
+
     end_with_parent()
     with next_line.get_lock():
-        os.environ["TQDM_POSITION"] = str(next_line.value)
+        tqdm.__init__ = partialmethod(tqdm.__init__, position=next_line.value)
         next_line.value += 1

@@ -97,7 +97,7 @@ def in_processes(work: Callable[[Any], None], jobs: Any) -> None:
     if PROCESSES == 1:
         work(jobs)
         return
-    context = cli.worker_context("vlmclassifier.clip", "vlmclassifier.ranking", "vlmclassifier.vlm")
+    context = cli.worker_context("vlmclassifier.clip", "vlmclassifier.ranking.ranker", "vlmclassifier.vlm")
     with ProcessPoolExecutor(PROCESSES, context, initializer=cli.use_one_core) as pool:
         list(pool.map(work, [jobs] * PROCESSES))
 

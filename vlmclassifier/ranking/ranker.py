@@ -16,6 +16,7 @@ from vlmclassifier.ranking.search import SearchResult, search
 from vlmclassifier.ranking.trie import LabelTrie
 from vlmclassifier.records import ContextError, UserError
 from vlmclassifier.scoring.guidance import Scoring, best
+from vlmclassifier.thoughts import opened_by
 from vlmclassifier.vlm import VLM, Batch
 
 CHUNK = 256  # tree tokens per image in one forward pass
@@ -57,6 +58,8 @@ class Ranker:
         self.tokens = name_tokens(vlm.processor.tokenizer, self.prompt + self.prompt_suffix, names)
         self.trie = self.tokens.trie(paper_tokenisation)
         self.report = self.tokens.report(paper_tokenisation)
+        if vlm.opens_thought:
+            self.report += "; the chat template opens a thought, which is closed before the names"
 
     def prepare(self, images: Sequence[Image.Image]) -> Batch:
         """A batch of images, each with the prompt that a name continues."""
@@ -186,6 +189,8 @@ class Ranker:
         return self.vlm.processor.tokenizer.bos_token_id in ids
 
     def _add_answer_prefix(self, prompt: str) -> str:
+        if marks := opened_by(prompt):  # a name cannot be ranked within a thought: an empty one comes before it
+            prompt = f"{prompt.rstrip()}\n\n{marks[1]}\n\n"
         if not self.answer_prefix:
             return prompt
         return prompt + separator(prompt) + self.answer_prefix

@@ -4,7 +4,7 @@ The tables take their columns from it, `scores.csv` its rows. docs/adding_a_metr
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from vlmclassifier.records import Prediction
 from vlmclassifier.scoring import class_facts
 from vlmclassifier.scoring.intervals import class_counts, mean_per_class, wilson_interval
 from vlmclassifier.scoring.mentions import Mention, Mentions, all_named, longest_mentions, plain_words
+from vlmclassifier.thoughts import final_answer
 
 if TYPE_CHECKING:
     from vlmclassifier.scoring.semantic import Encoder
@@ -31,14 +32,27 @@ Interval = tuple[float, float, float, int]  # value, low, high as fractions; n
 class Answers:
     """The answers of one run, or of one scoring variant of a ranking, with what several metrics need of them."""
 
-    predictions: Sequence[Prediction]
+    predictions: Sequence[Prediction]  # of a thinking model: `output` without the thought
     names: tuple[str, ...]  # the class list
     kind: str  # vlm, clip, api or ranking
     encoder: "Encoder | None" = None  # adds the metric "semantic"
     ranked_first: Sequence[bool] | None = None  # of a ranking: whether the true name is first ...
     ranked_among_five: Sequence[bool] | None = None  # ... and among the first five; None where that is not known
     mentions: Mentions | None = None
+    cut: list[bool] = field(default_factory=list)  # whether each answer is missing: only its thought was written
     _found: dict[str, list[Mention]] = field(default_factory=dict, repr=False)  # answers repeat
+
+    def __post_init__(self) -> None:
+        if self.is_text:
+            answers = [final_answer(prediction.output, prediction.prompt) for prediction in self.predictions]
+            self.cut = [
+                is_cut or _budget_is_spent(prediction)
+                for prediction, (_, is_cut) in zip(self.predictions, answers, strict=True)
+            ]
+            self.predictions = [
+                prediction if prediction.output == output else replace(prediction, output=output)
+                for prediction, (output, _) in zip(self.predictions, answers, strict=True)
+            ]
 
     @cached_property
     def first_index(self) -> dict[str, int]:
@@ -94,6 +108,12 @@ class Answers:
             else:
                 result.append(longest_mentions(found, prediction.choices))
         return result
+
+
+def _budget_is_spent(prediction: Prediction) -> bool:
+    """Whether an API ended an empty answer at the token limit: a reasoning model spent all tokens on its thought."""
+    reply = prediction.reply
+    return reply is not None and reply.finish == "length" and not prediction.output.strip()
 
 
 def proportion(answers: Answers, hits: Sequence[Hit]) -> Interval:
@@ -258,6 +278,8 @@ METRICS = {
         Metric("exact", "answer and label are equal, case, outer space and a final full stop aside", _each(exact),
                judges=True),
         Metric("empty", "the answer is empty", _each(empty)),
+        Metric("cut", "there is no answer: the thought of a thinking model was cut off at the token limit",
+               lambda answers: answers.cut, lambda answers: any(answers.cut)),
         Metric("contains_words", "the label occurs in the answer as whole words, or in the simple plural",
                _contains_words, lambda answers: answers.is_text, judges=True),
         Metric("unique", "exactly one class is mentioned so, the right one", _unique, lambda answers: answers.is_text,

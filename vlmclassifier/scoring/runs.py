@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vlmclassifier.scoring.rankings import ScoringVariant
     from vlmclassifier.scoring.semantic import Encoder
 
-SCORING_VERSION = 1  # raise it when a metric's definition changes: stored scores are then computed anew
+SCORING_VERSION = 2  # raise it when a metric's definition changes: stored scores are then computed anew
 CLASSIFY_KINDS = ("vlm", "clip", "api")
 Cell = tuple[str, str, str, tuple[str, ...]]  # model, setting, dataset, tags
 
@@ -94,7 +94,7 @@ def _score_answers(
     hits = metric_hits(answers)
     model, setting, dataset, tags = run_cell(config)
     scores = _scores(answers, hits, model, setting, dataset, tags)
-    compared = differences(rows, hits) if config["kind"] in TEXT_KINDS else []
+    compared = differences(answers.predictions, hits) if config["kind"] in TEXT_KINDS else []
     if encoder is None:
         _write_classes(folder, config["classes"], rows, hits["accuracy"])
     return ScoredRun(folder, config, record["finished"], scores, compared)

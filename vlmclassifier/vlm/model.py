@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from vlmclassifier.finite import check_finite
 from vlmclassifier.models import ModelSpec
 from vlmclassifier.prompts import TEMPLATES, THOUGHT, default_new_tokens
 from vlmclassifier.records import ContextError, UserError
+from vlmclassifier.thoughts import MARKS, SWITCHES, opened_by
 
 DEFAULT_SIZE = (224, 224)  # width and height in pixels of a blank image, used where the image size has no effect
 TEST_SIZES = (DEFAULT_SIZE, (1000, 300), (1000, 1000))  # sizes for testing whether the number of tokens depends on it
@@ -60,15 +62,20 @@ class VLM:
         self._splitter = BatchSplitter()
         self._features_are_separable = True  # whether the features of several images can be split by image
         self.processor.tokenizer.padding_side = "left"  # so that new tokens directly follow the prompt
+        marks = {part for pair in MARKS for part in pair}
+        added = self.processor.tokenizer.added_tokens_decoder
+        self._mark_ids = {number for number, token in added.items() if token.content in marks}
         _complete_processor(self.processor, self.model.config)
         _set_greedy_decoding(self.model, self.processor.tokenizer)
 
     def prompt(self, question: str, chain_of_thought: bool = False, image: bool = True) -> str:
         """The whole prompt for one question, by the paper's template or else the processor's chat template.
 
+        Thoughts are switched off where the chat template has a switch.
+
         The sentence for chain of thought begins the answer if the paper's template does so, else it ends the question
         (paper, section 2). With `image=False` the image placeholder and the newline after it are left out (paper,
-        section 3.1).
+        section 3.1). Raises UserError when the chat template does not render the question.
         """
         thought = THOUGHT if chain_of_thought else ""
         if self.spec.template is not None:
@@ -76,7 +83,21 @@ class VLM:
             return text if image else text.replace("<image>\n", "").replace("<image>", "")
         content = [{"type": "image"}] if image else []
         content.append({"type": "text", "text": question + thought})
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        template = str(self.processor.chat_template)
+        switches = {name: False for name in SWITCHES if re.search(rf"\b{name}\b", template)}
+        messages = [{"role": "user", "content": content}]
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, **switches)
+        if question not in text:
+            raise UserError(
+                f"The chat template of {self.spec.key} leaves out the question: it may read the content of a message "
+                "as plain text; use a chat_template.jinja that renders content blocks of the type text."
+            )
+        return text
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the chat template opens a thought although it is asked not to: a thinking model without a switch."""
+        return opened_by(self.prompt("What?")) is not None
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Batch:
         """A batch for `generate`. Raises UserError when a row has no image token: the image would be ignored."""
@@ -272,12 +293,14 @@ class VLM:
 
     def _decode(self, tokens: list[int]) -> str:
         """The text of new tokens up to the first end token."""
-        eos = self.model.generation_config.eos_token_id  # a number, a list of numbers, or None
-        end_tokens = {eos} if isinstance(eos, int) else set(eos or ())
+        ends, tokenizer = end_tokens(self.model.generation_config.eos_token_id), self.processor.tokenizer
         length = 0
-        while length < len(tokens) and tokens[length] not in end_tokens:
+        while length < len(tokens) and tokens[length] not in ends:
             length += 1
-        return self.processor.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        dropped = (
+            set(tokenizer.all_special_ids) - self._mark_ids
+        )  # marks of a thought are special tokens in some models
+        return tokenizer.decode([token for token in tokens[:length] if token not in dropped])
 
     def to_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs on the model's device; floating-point tensors are converted to the model's dtype."""
@@ -334,21 +357,29 @@ def largest_size_per_shape(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, 
     return sorted(largest.values())
 
 
+def end_tokens(*sources: int | Sequence[int] | None) -> list[int]:
+    """The end tokens of all sources: stored settings, the config and the tokenizer do not always agree."""
+    found: set[int] = set()
+    for source in sources:
+        if source is not None:
+            found |= {source} if isinstance(source, int) else set(source)
+    return sorted(found)
+
+
 def _set_greedy_decoding(model: torch.nn.Module, tokenizer: object) -> None:
-    """Replace the generation settings stored with a checkpoint; only its end tokens are kept.
+    """Replace the generation settings stored with a checkpoint; its end tokens are kept, and those of the tokenizer.
 
     All stored settings are replaced, because `generate` completes a config that is passed to it from the stored one,
     so that sampling or penalties would come back, and because BLIP-2 uses those of its inner language model.
     """
-    candidates = (
-        model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id, tokenizer.eos_token_id, [],
-    )  # fmt: skip
-    eos = next(candidate for candidate in candidates if candidate is not None)  # a number or a list of numbers
+    eos = end_tokens(
+        model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id, tokenizer.eos_token_id
+    )
     pad = tokenizer.pad_token_id
     if pad is None:
-        pad = eos if isinstance(eos, int) else next(iter(eos), 0)
+        pad = eos[0] if eos else 0
     greedy = GenerationConfig(
-        do_sample=False, num_beams=1, bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=pad
+        do_sample=False, num_beams=1, bos_token_id=tokenizer.bos_token_id, eos_token_id=eos or None, pad_token_id=pad
     )
     for module in model.modules():
         if hasattr(module, "generation_config"):
