@@ -43,8 +43,9 @@ class FiniteLogits(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Note the logits [batch, vocabulary] and return them unchanged."""
-        row_sums = (scores.float() * 0).sum(dim=-1)  # [batch]
-        self.checked = row_sums if self.checked is None else self.checked + row_sums
+        # The largest is NaN where any logit is NaN. A single -inf is a token that cannot follow, not an error.
+        zero_or_nan = 0 * scores.float().amax(dim=-1)  # [batch]
+        self.checked = zero_or_nan if self.checked is None else self.checked + zero_or_nan
         return scores
 
     def check(self, dtype: torch.dtype) -> None:
@@ -62,9 +63,10 @@ class VLM:
         self._splitter = BatchSplitter()
         self._features_are_separable = True  # whether the features of several images can be split by image
         self.processor.tokenizer.padding_side = "left"  # so that new tokens directly follow the prompt
+        # The marks of a thought are special tokens in some models: answers keep them, so that it can be told apart.
         marks = {part for pair in MARKS for part in pair}
         added = self.processor.tokenizer.added_tokens_decoder
-        self._mark_ids = {number for number, token in added.items() if token.content in marks}
+        self._special_ids = {number for number, token in added.items() if token.special and token.content not in marks}
         _complete_processor(self.processor, self.model.config)
         _set_greedy_decoding(self.model, self.processor.tokenizer)
 
@@ -297,10 +299,7 @@ class VLM:
         length = 0
         while length < len(tokens) and tokens[length] not in ends:
             length += 1
-        dropped = (
-            set(tokenizer.all_special_ids) - self._mark_ids
-        )  # marks of a thought are special tokens in some models
-        return tokenizer.decode([token for token in tokens[:length] if token not in dropped])
+        return tokenizer.decode([token for token in tokens[:length] if token not in self._special_ids])
 
     def to_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs on the model's device; floating-point tensors are converted to the model's dtype."""
