@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Literal
 from vlmclassifier import cli
 from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config
 from vlmclassifier.benchmarks import Evaluation
+from vlmclassifier.class_lists import indistinct_warning, same_for_model
 from vlmclassifier.images import image_sizes, open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, find_model, template_of
 from vlmclassifier.paths import run_folder
 from vlmclassifier.prompts import WORDINGS
-from vlmclassifier.records import ContextError, Prediction, UserError
+from vlmclassifier.records import ContextError, Prediction, UserError, images_named
 from vlmclassifier.runs import Run, open_run
 from vlmclassifier.scoring.runs import ScoredRun, score_run
 from vlmclassifier.tables import label
@@ -131,7 +132,6 @@ def rank(args: Args, task: Evaluation, vlm: "VLM", run: Run, title: str) -> None
     """Rank the names for every pending image, batch by batch."""
     import numpy as np
 
-    from vlmclassifier.finite import images_named
     from vlmclassifier.ranking import Ranker
     from vlmclassifier.scoring.guidance import Scoring, best
 
@@ -142,13 +142,15 @@ def rank(args: Args, task: Evaluation, vlm: "VLM", run: Run, title: str) -> None
     ranker.check_context(sizes)
 
     first = examples[run.order[0]]
-    with images_named([first.id]):
+    with images_named([first.place]):
         remark = ranker.select_method(open_image(first.image, task.root, first.row))
     prior = ranker.prior()  # [names]
     if cli.is_main_process():
         trie = ranker.trie
         print(f"{len(names)} names, {trie.lengths.sum()} tokens: {trie.size} nodes, {len(trie.inner)} to run\n"
               f"{ranker.report}", file=sys.stderr)  # fmt: skip
+        if groups := same_for_model(names, ranker.tokens.ids):
+            print(indistinct_warning(groups, vlm.spec.key), file=sys.stderr)
     if remark:  # printed by every process: it is slow there
         print(remark, file=sys.stderr)
     run.keep({"prior": prior} | ({"lengths": ranker.trie.lengths} if args.top_k is None else {}))
@@ -156,16 +158,17 @@ def rank(args: Args, task: Evaluation, vlm: "VLM", run: Run, title: str) -> None
     class_index = [task.names.index(name) for name in names]
 
     def load(ids: list[str]) -> "Batch":
-        return ranker.prepare([open_image(examples[i].image, task.root, examples[i].row) for i in ids])
+        with images_named([examples[i].place for i in ids]):
+            return ranker.prepare([open_image(examples[i].image, task.root, examples[i].row) for i in ids])
 
     with cli.progress([run], title) as update:
         for ids, batch in prefetch(run.pending(args.batch_size), load):
             if args.top_k is None:
-                with images_named(ids):
+                with images_named([examples[i].place for i in ids]):
                     vectors = ranker.log_probs(batch)  # [images, names]
                 places = [best(row, BEST_NAMES) for row in vectors]
             else:
-                with images_named(ids):
+                with images_named([examples[i].place for i in ids]):
                     found = ranker.top_k(batch, args.top_k, scoring)
                 places = [result.names for result in found]
                 vectors = [[*result.scores, result.nodes, result.rounds] for result in found]

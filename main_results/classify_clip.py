@@ -9,6 +9,7 @@ Writes outputs/main_results/NAME/{run.json, predictions.jsonl, scores.csv}. It c
 command continues. Start it several times, or under `accelerate launch`, and the processes share the work.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING
 from vlmclassifier import cli
 from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, values_of
 from vlmclassifier.benchmarks import Evaluation
+from vlmclassifier.class_lists import indistinct_warning, same_for_model
 from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.models import find_model
 from vlmclassifier.paths import run_folder
 from vlmclassifier.prompts import CAPTION, PromptSetting, clip_settings
-from vlmclassifier.records import Example, Prediction
+from vlmclassifier.records import Example, Prediction, images_named
 from vlmclassifier.runs import Run, open_run, pending_together
 from vlmclassifier.scoring.runs import score_run
 
@@ -85,23 +87,24 @@ def main(args: Args) -> None:
 
 def classify(clip: "CLIP", task: Evaluation, pending: dict[PromptSetting, Run], batch_size: int) -> None:
     """Rank the names for every pending image; an image's features are computed once for all settings."""
-    from vlmclassifier.finite import images_named
-
     examples = {example.id: example for example in task.examples}
     names = list(dict.fromkeys(task.names))  # a name that two classes share stands for the first
     column = {name: place for place, name in enumerate(names)}
     class_features = clip.class_features(names)  # [names, width], once per run
+    if (groups := same_for_model(names, clip.token_keys(names))) and cli.is_main_process():
+        print(indistinct_warning(groups, clip.spec.key), file=sys.stderr)
 
     def load(leases: list[list[str]]) -> tuple[list[str], object]:
         ids = list(dict.fromkeys(i for lease in leases for i in lease))  # that any of the runs needs
         images = [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
-        return ids, clip.prepare(images)
+        with images_named([examples[i].place for i in ids]):
+            return ids, clip.prepare(images)
 
     title = f"{clip.spec.key} on {task.benchmark.title}, {', '.join(setting.name for setting in pending)}"
     with cli.progress(list(pending.values()), title) as update:
         leases_together = pending_together(list(pending.values()), batch_size)
         for leases, (ids, pixel_values) in prefetch(leases_together, load):
-            with images_named(ids):
+            with images_named([examples[i].place for i in ids]):
                 features = clip.encode_images(pixel_values)  # [images, width]
             row_of = {i: row for row, i in enumerate(ids)}
             for (setting, run), lease in zip(pending.items(), leases, strict=True):

@@ -17,7 +17,7 @@ from vlmclassifier.arguments import DataArgs, ModelArgs, PromptArgs, RunArgs, ru
 from vlmclassifier.models import checkpoint_folder, find_model, template_of
 from vlmclassifier.paths import run_folder
 from vlmclassifier.prompts import default_new_tokens
-from vlmclassifier.records import ContextError
+from vlmclassifier.records import ContextError, images_named
 from vlmclassifier.runs import open_run
 from vlmclassifier.scoring.runs import score_run
 
@@ -56,7 +56,6 @@ def main(args: Args) -> None:
     pending = {setting: run for setting, run in runs.items() if not run.complete}
     too_long = {}  # setting -> why its prompt does not fit
     if pending:
-        from vlmclassifier.finite import images_named
         from vlmclassifier.vlm import load_vlm
         from vlmclassifier.vlm.pending import pending_batches, settings_too_long
 
@@ -74,7 +73,7 @@ def main(args: Args) -> None:
                 if batch.setting in too_long:
                     continue
                 try:
-                    with images_named([example.id for example in batch.examples]):
+                    with images_named([example.place for example in batch.examples]):
                         answers = vlm.generate(batch.batch, max_new_tokens, batch.image_features)
                 except ContextError as error:  # missed by the check, such as an image whose size was not known
                     too_long[batch.setting] = str(error)

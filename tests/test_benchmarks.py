@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,27 @@ from vlmclassifier.benchmarks import (
     load_evaluation,
     load_examples,
 )
-from vlmclassifier.records import UserError
+from vlmclassifier.records import Prediction, UserError
+from vlmclassifier.scoring import contains, exact
+
+
+def test_files_of_windows_and_macos_are_read(own):
+    """A byte-order mark, and accents as characters of their own."""
+    own.classes.write_bytes(b"\xef\xbb\xbf" + '["café", "tea"]'.encode())
+    own.rows = [row | {"label": "cafe\u0301"} for row in own.rows]
+    own.write()
+    own.manifest.write_bytes(b"\xef\xbb\xbf" + own.manifest.read_bytes())
+    task = load_evaluation(str(own.manifest), own.classes)
+    assert task.names == ("café", "tea") and {example.label for example in task.examples} == {"café"}
+    prediction = Prediction("x", "café", 0, "Q", None, "a cup of cafe\u0301", None)
+    assert contains(prediction) and exact(replace(prediction, output="Cafe\u0301."))
+
+
+@pytest.mark.parametrize("name", ["<image>", "a </s> b", "<|im_end|>", "[INST]", "[/INST]", "<row_1_col_2>"])
+def test_class_names_with_control_tokens_are_refused(name, own):
+    own.classes.write_text(json.dumps(["cat", name]))
+    with pytest.raises(UserError, match="models read .* as a command, not as text; rename the class"):
+        load_evaluation(str(own.manifest), own.classes)
 
 
 @pytest.mark.parametrize("key", PAPER_BENCHMARKS)

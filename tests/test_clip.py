@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vlmclassifier.benchmarks import BENCHMARKS, class_names, load_evaluation
+from vlmclassifier.class_lists import same_for_model
 from vlmclassifier.clip import CLIP, load_clip
 from vlmclassifier.images import open_image
 from vlmclassifier.prompts import draw_candidates
@@ -115,6 +116,25 @@ def test_duplicate_names_give_their_first_class(tiny, images, tmp_path):
         assert row.ranking[0] == names.index(row.output)
 
 
+def test_classes_that_differ_in_letter_case_are_right_by_their_index(tiny, own, tmp_path, capsys):
+    """Both names have the same features, so the first wins: the images of the second are wrong, not right by name."""
+    own.rows = [row | {"label": "aA"[number % 2]} for number, row in enumerate(own.rows)]
+    own.classes.write_text('["a", "A"]')
+    own.write()
+    module = script("main_results/classify_clip.py")
+    module.main(module.Args(weights=tiny / "clip-vit-l-336", out=tmp_path / "run", **own.args))
+    printed = capsys.readouterr()
+    assert "warning: clip-vit-l-336 cannot tell 2 class names apart ('a' = 'A')" in printed.err
+    assert "accuracy 66.7%" in printed.out and "exact 100.0%" in printed.out
+    assert same_for_model(["a", "b", "A", "a"], [1, 2, 1, 1]) == [("a", "A")]
+
+
+def test_captions_that_are_cut_alike_are_reported(tiny):
+    clip = load_clip("clip-vit-l-336", tiny / "clip-vit-l-336")
+    names = ["cat", "very " * 80 + "long", "very " * 80 + "longer"]
+    assert same_for_model(names, clip.token_keys(names)) == [tuple(names[1:])]
+
+
 def test_token_0_in_a_caption_is_not_padding(tiny):
     """Token 0 of CLIP's vocabulary is a "!" within a word: a caption with this token keeps its end token."""
     clip = load_clip("clip-vit-l-336", tiny / "clip-vit-l-336")
@@ -209,11 +229,15 @@ def test_a_siglip_folder_ranks_like_plain_transformers(siglip, images):
     clip, names = load_clip(str(siglip)), class_names(BENCHMARKS["flowers"])
     images = [open_image(e.image) for e in load_evaluation("flowers", root=images, split="all", limit=4).examples]
     model, tokenizer = AutoModel.from_pretrained(siglip).eval(), AutoTokenizer.from_pretrained(siglip)
-    text = tokenizer([f"a photo of a {n}" for n in names], padding="max_length", max_length=64, return_tensors="pt")
+    captions = [f"a photo of a {name}".replace("-", "").replace("'", "") for name in names]  # it reads no punctuation
+    text = tokenizer(captions, padding="max_length", max_length=64, return_tensors="pt")
     pixels = AutoImageProcessor.from_pretrained(siglip)(images, return_tensors="pt")
     with torch.no_grad():
         logits = model(input_ids=text["input_ids"], **pixels).logits_per_image  # [images, classes]
     assert clip.classify(images, clip.class_features(names)) == logits.topk(5).indices.tolist()
+    # SigLIP2's tokenizer keeps the letter case, but the model was trained on lower case.
+    upper = clip.class_features([name.upper() for name in names])
+    assert torch.equal(upper, clip.class_features(names))
 
 
 def test_a_folder_of_another_architecture_is_refused(tiny):

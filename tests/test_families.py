@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shutil
 
 import pytest
@@ -14,7 +15,7 @@ from vlmclassifier import load_vlm, open_image
 from vlmclassifier.benchmarks import load_evaluation
 from vlmclassifier.images import image_size
 from vlmclassifier.models import MODELS
-from vlmclassifier.records import ContextError, UserError
+from vlmclassifier.records import ContextError, UserError, images_named
 from vlmclassifier.runs import read_run
 from vlmclassifier.tiny import has_miniature, make_tiny
 from vlmclassifier.vlm.model import largest_size_per_shape
@@ -73,6 +74,19 @@ def test_batches_answer_like_plain_transformers_one_by_one(key, tiny, eight_imag
             answers += vlm.generate(batch, 24)
         assert answers == expected, size
     assert len(set(expected)) >= 4  # the answer depends on the image
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_an_image_one_pixel_wide_is_read_or_refused_by_name(key, tiny):
+    vlm = load_vlm(key, tiny / key)
+    prompts = [vlm.prompt(QUESTIONS[0])] * 2
+    for size in ((1, 300), (1, 4000)):
+        try:
+            with images_named(["good.png", "thin.png (m row 2)"]):
+                batch = vlm.prepare([Image.new("RGB", (40, 40)), Image.new("RGB", size)], prompts)
+            assert len(vlm.generate(batch, 2)) == 2
+        except UserError as error:
+            assert re.match(r"thin.png \(m row 2\) with 1 x \d+ pixels is refused by the model's image", str(error))
 
 
 @pytest.mark.parametrize("key", FAMILIES)

@@ -6,9 +6,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from vlmclassifier.images import open_image, prefetch
+from vlmclassifier.benchmarks import parse_row
+from vlmclassifier.images import crop_elongated, image_size, open_image, prefetch
 from vlmclassifier.records import UserError
 
 
@@ -108,6 +109,94 @@ def test_symbolic_links_to_files_outside_the_root_are_refused(tmp_path):
     with pytest.raises(UserError, match="outside the data root"):
         open_image(root / "a.png", root)
     assert open_image(root / "c.png", root).size == (4, 4)
+
+
+def test_a_link_to_a_trusted_root_is_followed(tmp_path, monkeypatch):
+    """Images on a data disk that paths.toml trusts; the message of an untrusted one names the link and the remedy."""
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    root.mkdir()
+    disk.mkdir()
+    Image.new("RGB", (4, 4)).save(disk / "a.png")
+    os.symlink(disk / "a.png", root / "a.png")
+    with pytest.raises(UserError, match=r"is a link to .*disk/a.png, which is outside .*\[trusted_roots\]"):
+        open_image(root / "a.png", root)
+    paths = tmp_path / "paths.toml"
+    paths.write_text(f'[trusted_roots]\ndisk = "{disk}"\n')
+    monkeypatch.setenv("VLMCLASSIFIER_PATHS", str(paths))
+    assert open_image(root / "a.png", root).size == open_image(disk / "a.png", root).size == (4, 4)
+    row = json.dumps({"image": str(disk / "a.png"), "label": "cat", "split": "test"})
+    assert parse_row(row, "row 1", [disk])["image"] == str(disk / "a.png")
+    with pytest.raises(UserError, match="leaves the data root"):
+        parse_row(row, "row 1", [root])
+
+
+def save_tiff(file, values, orientation=None):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    Image.fromarray(values).save(file, exif=exif)
+
+
+GREY = np.arange(64, dtype=np.float64).reshape(8, 8) * 4  # 0 to 252
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (GREY / 255).astype(np.float32),  # 0 to 1
+        GREY.astype(np.float32),
+        GREY.astype(np.int32),
+        (GREY * 16).astype(np.uint16),  # 12 bits in 16
+        (GREY * 257).astype(np.uint16),
+        (GREY * 257).astype(np.int32),
+    ],
+    ids=["float 0 to 1", "float 0 to 255", "int32 0 to 255", "12 bits in 16", "16 bits", "int32 0 to 65535"],
+)
+def test_grey_values_of_every_range_look_alike(values, tmp_path):
+    save_tiff(tmp_path / "a.tif", values)
+    assert np.abs(np.asarray(open_image(tmp_path / "a.tif"))[..., 0] - GREY).max() <= 1
+
+
+@pytest.mark.parametrize("values", [GREY - 300, GREY * 1000, np.full((8, 8), np.inf)], ids=["negative", "large", "infinite"])
+def test_grey_values_of_an_unknown_range_are_refused(values, tmp_path):
+    save_tiff(tmp_path / "a.tif", values.astype(np.float32))
+    with pytest.raises(UserError, match=r"a.tif \(m row 1\) has grey values from .* convert it to 8 bits"):
+        open_image(tmp_path / "a.tif", None, "m row 1")
+
+
+def test_inputs_of_bug_reports_open(realdata):
+    """The same photograph in forms that were black, or refused."""
+    folder = realdata.parent / "bugs" / "images"
+    plain = np.asarray(open_image(folder / "plain.jpg").convert("L"), dtype=float)
+    for name in ("float_0_1.tif", "int32_0_255.tif", "12_bits_in_16.png"):
+        grey = np.asarray(open_image(folder / name))[..., 0]
+        assert np.abs(grey - plain).mean() < 4, name
+    for name in ("avif_named.jpg", "photo.jfif", "photo.tif", "large_text_chunk.png"):
+        assert open_image(folder / name).size == (160, 120)
+
+
+def test_a_large_text_behind_the_pixels_is_skipped_too(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add(b"zTXt", b"note\0\0" + zlib.compress(b"x" * 2_000_000), after_idat=True)
+    Image.new("RGB", (5, 4), (1, 2, 3)).save(tmp_path / "a.png", pnginfo=info)
+    Image.new("RGB", (5, 4), (1, 2, 3)).save(tmp_path / "b.png", icc_profile=b"\0" * 2_000_000)
+    for name in ("a.png", "b.png"):
+        assert open_image(tmp_path / name).getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["tif", "jpg"])
+def test_image_size_is_that_of_the_opened_image(orientation, suffix, tmp_path):
+    save_tiff(tmp_path / f"a.{suffix}", np.zeros((20, 40, 3), dtype=np.uint8), orientation)
+    assert image_size(tmp_path / f"a.{suffix}") == open_image(tmp_path / f"a.{suffix}").size
+
+
+def test_only_elongated_images_are_cropped_to_their_middle():
+    image = Image.fromarray(np.arange(4000, dtype=np.float32)[None].repeat(2, axis=0))
+    assert crop_elongated(image.crop((0, 0, 40, 2))).size == (40, 2)
+    cropped = crop_elongated(image)
+    assert cropped.size == (40, 2) and cropped.getpixel((0, 0)) == 1980
+    assert crop_elongated(image.transpose(Image.Transpose.ROTATE_90)).size == (2, 40)
 
 
 def test_prefetch_keeps_the_order_and_raises_errors_in_the_caller():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -10,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from vlmclassifier import class_lists
 from vlmclassifier.class_lists import ClassList, JsonList, name_positions
-from vlmclassifier.paths import PROJECT_ROOT, local_path, near_miss
+from vlmclassifier.paths import PROJECT_ROOT, local_path, near_miss, trusted_roots
 from vlmclassifier.records import Example, UserError
 
 SHUFFLE_SEED = 1234  # the paper's evaluation order; a sub-sample is its head
@@ -132,15 +133,15 @@ def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split:
     file = find_manifest(benchmark, root)
     examples, splits = {}, {}
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"The manifest {file} cannot be read as UTF-8 text: {error}.") from None
-    positions = name_positions(names)
+    positions, roots = name_positions(names), [root.absolute(), *trusted_roots()]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{file.name} row {number}"
-        values = parse_row(line, where)
+        values = parse_row(line, where, roots)
         index = class_index(values, positions, where)
         image, row_split = values["image"], values["split"]
         if image in splits:
@@ -155,8 +156,11 @@ def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split:
     return list(examples.values())
 
 
-def parse_row(line: str, where: str) -> dict:
-    """The fields of one manifest row, checked for form. Raises UserError that names the row."""
+def parse_row(line: str, where: str, roots: Sequence[Path] = ()) -> dict:
+    """The fields of one manifest row, checked for form; `roots`: where absolute image paths may lead to.
+
+    Raises UserError that names the row.
+    """
     try:
         values = json.loads(line)
     except ValueError as error:
@@ -168,9 +172,14 @@ def parse_row(line: str, where: str) -> dict:
             raise UserError(f"{where} has no text under {key!r}: every row needs image, label and split.")
     if not isinstance(values.get("note", ""), str):
         raise UserError(f"{where} has a note that is not text: fix or remove it.")
+    values["label"] = unicodedata.normalize("NFC", values["label"])  # as in the class list; macOS writes another form
     image = values["image"]
-    if image.startswith("/") or (".." in image and ".." in PurePosixPath(image).parts):
-        raise UserError(f"{where}: the image path {image} leaves the data root: write it relative to that folder.")
+    is_trusted = image.startswith("/") and any(Path(image).is_relative_to(root) for root in roots)
+    if (image.startswith("/") and not is_trusted) or (".." in image and ".." in PurePosixPath(image).parts):
+        raise UserError(
+            f"{where}: the image path {image} leaves the data root: write it relative to that folder, or add its "
+            "folder to [trusted_roots] in paths.toml."
+        )
     return values
 
 

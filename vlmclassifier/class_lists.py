@@ -5,7 +5,9 @@ open_clip and torchvision are read as source text: that takes milliseconds, impo
 
 import ast
 import json
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,6 +16,9 @@ from pathlib import Path
 from vlmclassifier.records import UserError
 
 PACKAGED = Path(__file__).parent / "class_names"
+
+# What some tokenizer reads as a control token, wherever it stands: <image>, </s>, <|im_end|>, [INST], [IMG], ◁think▷.
+CONTROL_TOKEN = re.compile(r"<[|/]?[A-Za-z_][\w:|]*[|/]?>|\[/?[A-Z_]{3,}\]|◁[^▷]*▷")
 
 FLOWER_RENAMES = {  # torchvision's name -> the paper's
     "globe-flower": "globe flower",
@@ -29,10 +34,13 @@ class JsonList:
     file: Path
 
     def read(self) -> tuple[str, ...]:
-        """The names. Raises UserError when the file is missing, malformed or has fewer than two names."""
+        """The names, in Unicode's composed form.
+
+        Raises UserError when the file is missing, malformed, has fewer than two names or one with a control token.
+        """
         file = self.file
         try:
-            names = json.loads(file.read_text(encoding="utf-8"))
+            names = json.loads(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise UserError(f"The class list {file} does not exist: write a JSON array of names there.") from None
         except (ValueError, OSError) as error:
@@ -41,7 +49,13 @@ class JsonList:
             ) from None
         if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) and name for name in names):
             raise UserError(f"The class list {file} must be a JSON array of at least two non-empty names.")
-        return tuple(names)
+        for name in names:
+            if found := CONTROL_TOKEN.search(name):
+                raise UserError(
+                    f"The class list {file} has the name {name!r}: models read {found[0]!r} as a command, not as text; "
+                    "rename the class."
+                )
+        return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,25 @@ def name_positions(names: tuple[str, ...] | list[str]) -> dict[str, list[int]]:
     for position, name in enumerate(names):
         positions.setdefault(name, []).append(position)
     return positions
+
+
+def same_for_model(names: Sequence[str], keys: Sequence[object]) -> list[tuple[str, ...]]:
+    """The groups of different names that a model cannot tell apart; `keys`: what the model reads for each name."""
+    groups: dict[object, list[str]] = {}
+    for name, key in zip(names, keys, strict=True):
+        group = groups.setdefault(key, [])
+        if name not in group:
+            group.append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def indistinct_warning(groups: Sequence[tuple[str, ...]], model: str) -> str:
+    """A sentence about the groups of `same_for_model`."""
+    shown = "; ".join(" = ".join(repr(name) for name in group[:4]) for group in groups[:3])
+    return (
+        f"warning: {model} cannot tell {sum(map(len, groups))} class names apart ({shown}): it reads the same tokens "
+        "for them, and the first of them always wins; rename the classes if they differ."
+    )
 
 
 def first_index(names: tuple[str, ...] | list[str]) -> dict[str, int]:

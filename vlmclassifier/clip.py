@@ -12,15 +12,18 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from open_clip.tokenizer import get_clean_fn
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import BatchEncoding
 
 from vlmclassifier.benchmarks import BENCHMARKS, class_names
 from vlmclassifier.class_lists import first_index
 from vlmclassifier.devices import BatchSplitter, resolve_device, resolve_dtype
 from vlmclassifier.finite import check_finite
+from vlmclassifier.images import UNPROCESSABLE, check_each, crop_elongated
 from vlmclassifier.models import ModelSpec, check_source, find_model, hub_error, local_checkpoint
 from vlmclassifier.prompts import CAPTION
 from vlmclassifier.records import UserError, first_line
@@ -35,6 +38,10 @@ class CLIP:
     def __init__(self, model: torch.nn.Module, transform: Callable, tokenizer: Callable, spec: ModelSpec) -> None:
         self.model = model.eval()
         self.transform = transform
+        steps = getattr(transform, "transforms", ())  # of open_clip; torchvision's and transformers' have a crop size
+        self._crops_centre = any(type(step).__name__ == "CenterCrop" for step in steps) or bool(
+            getattr(transform, "do_center_crop", hasattr(transform, "crop_size") and not steps)
+        )
         self.tokenizer = tokenizer
         self.spec = spec
         parameter = next(model.parameters())
@@ -42,7 +49,15 @@ class CLIP:
         self._splitter = BatchSplitter()
 
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
-        """Transformed images [batch, 3, height, width] on the CPU."""
+        """Transformed images [batch, 3, height, width] on the CPU. Raises RowError for one that cannot be."""
+        images = [crop_elongated(image) for image in images] if self._crops_centre else list(images)
+        try:
+            return self._transform(images)
+        except UNPROCESSABLE:
+            check_each(images, lambda row: self._transform(images[row : row + 1]))
+            raise
+
+    def _transform(self, images: Sequence[Image.Image]) -> Tensor:
         return torch.stack([self.transform(image) for image in images])
 
     def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
@@ -76,12 +91,20 @@ class CLIP:
         features = torch.cat(self._text_features([caption.format(name) for name in names]))  # [classes, width]
         return self._unit_length(features, "A text feature", has_rows=False)
 
+    def token_keys(self, names: Sequence[str], caption: str = CAPTION) -> list[tuple[int, ...]]:
+        """The token ids that the text encoder reads for every name: equal where it cannot tell two names apart."""
+        captions = [caption.format(name) for name in names]
+        return [tuple(row) for row in self._tokens(captions).tolist()]
+
+    def _tokens(self, captions: list[str]) -> Tensor:
+        return self.tokenizer(captions)  # [captions, context]
+
     def _text_features(self, captions: list[str]) -> list[Tensor]:
         """Text features [chunk, width] of the captions, one tensor per chunk of at most TEXT_BATCH captions.
 
         If the attention is causal, the padding behind the longest caption is cut off: no token attends to it.
         """
-        input_ids = self.tokenizer(captions)  # [classes, context]
+        input_ids = self._tokens(captions)  # [classes, context]
         longest = int(input_ids.nonzero()[:, 1].max()) + 1  # padding is 0, the end token is not
         with _truncated_text_context(self.model.text, longest) as length:
             chunks = input_ids[:, :length].split(TEXT_BATCH)  # each [chunk, length]
@@ -123,15 +146,20 @@ class CLIP:
 class TransformersCLIP(CLIP):
     """The same interface for a transformers `CLIPModel`. Padding is masked, so captions are padded to the longest."""
 
-    def prepare(self, images: Sequence[Image.Image]) -> Tensor:
-        """Transformed images [batch, 3, height, width] on the CPU."""
+    def _transform(self, images: Sequence[Image.Image]) -> Tensor:
         return self.transform(list(images), return_tensors="pt")["pixel_values"]
 
     def _image_features(self, pixel_values: Tensor) -> Tensor:
         return self.model.visual_projection(self.model.vision_model(pixel_values).pooler_output)
 
+    def _inputs(self, captions: list[str]) -> BatchEncoding:
+        return self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+
+    def _tokens(self, captions: list[str]) -> Tensor:
+        return self._inputs(captions)["input_ids"]  # [captions, tokens]
+
     def _text_features(self, captions: list[str]) -> list[Tensor]:
-        inputs = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(self.device)
+        inputs = self._inputs(captions).to(self.device)
         id_chunks = inputs["input_ids"].split(TEXT_BATCH)  # each [chunk, tokens]
         mask_chunks = inputs["attention_mask"].split(TEXT_BATCH)  # each [chunk, tokens]
         features = []
@@ -147,11 +175,14 @@ class TransformersSigLIP(TransformersCLIP):
     def _image_features(self, pixel_values: Tensor) -> Tensor:
         return self.model.vision_model(pixel_values).pooler_output
 
-    def _text_features(self, captions: list[str]) -> list[Tensor]:
+    def _inputs(self, captions: list[str]) -> BatchEncoding:
         context = self.model.config.text_config.max_position_embeddings
-        inputs = self.tokenizer(
-            captions, padding="max_length", max_length=context, truncation=True, return_tensors="pt"
-        ).to(self.device)
+        # Lower case and no punctuation, as in its training: SigLIP's tokenizer does it, SigLIP2's (Gemma's) does not.
+        captions = [get_clean_fn("canonicalize")(caption) for caption in captions]
+        return self.tokenizer(captions, padding="max_length", max_length=context, truncation=True, return_tensors="pt")
+
+    def _text_features(self, captions: list[str]) -> list[Tensor]:
+        inputs = self._inputs(captions).to(self.device)
         chunks = inputs["input_ids"].split(TEXT_BATCH)  # each [chunk, context]
         return [self.model.text_model(input_ids=chunk).pooler_output for chunk in chunks]  # each [chunk, width]
 
@@ -189,6 +220,10 @@ class SupervisedClassifier(CLIP):
             )
         indices = torch.tensor([first[name] for name in names])  # [classes]
         return F.one_hot(indices, len(imagenet_names)).float().to(self.device)  # [classes, 1000]
+
+    def token_keys(self, names: Sequence[str], caption: str = CAPTION) -> list[str]:
+        """The names themselves: this model reads no text."""
+        return list(names)
 
 
 @cache

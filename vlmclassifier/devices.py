@@ -8,8 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from vlmclassifier.finite import rows_from
-from vlmclassifier.records import UserError
+from vlmclassifier.records import UserError, rows_from
 
 T = TypeVar("T")
 

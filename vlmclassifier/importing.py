@@ -121,7 +121,7 @@ def _ending(image: str) -> str:
 def _rows(file: Path) -> list[tuple[int, dict]]:
     """The file's JSON objects with their row numbers."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as text ({error}): name a file of JSON lines.") from None
     rows = []

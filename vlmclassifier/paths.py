@@ -4,13 +4,14 @@ import os
 import tomllib
 from collections.abc import Collection
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 
 from vlmclassifier.records import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS = Path(os.environ.get("VLMCLASSIFIER_OUTPUTS", PROJECT_ROOT / "outputs"))  # for example on another disk
-TABLES = ("models", "benchmarks")
+TABLES = ("models", "benchmarks", "trusted_roots")
 
 
 def run_folder(out: Path | None, section: str, name: str, setting: str, several: bool = False) -> Path:
@@ -37,6 +38,15 @@ def local_path(table: str, key: str) -> Path | None:
     return file.parent / Path(entry).expanduser() if entry else None
 
 
+def trusted_roots() -> list[Path]:
+    """The folders in [trusted_roots] of paths.toml, which images may lie in beside the data root, such as a data disk.
+
+    Raises UserError like `local_path`.
+    """
+    file = _file()
+    return [file.parent / Path(entry).expanduser() for entry in _settings(file).get("trusted_roots", {}).values()]
+
+
 def near_miss(table: str, key: str, known: Collection[str]) -> str:
     """A hint about an unknown entry of paths.toml that looks like `key`; "" where there is none."""
     file = _file()
@@ -54,15 +64,20 @@ def _file() -> Path:
 
 
 def _settings(file: Path) -> dict[str, dict[str, str]]:
-    if not file.exists():
-        return {}
+    return _read_settings(file, file.stat().st_mtime_ns) if file.exists() else {}
+
+
+@lru_cache(maxsize=4)
+def _read_settings(file: Path, changed: int) -> dict[str, dict[str, str]]:
+    """The tables of a file; `changed`: when it was last changed."""
     try:
-        settings = tomllib.loads(file.read_text(encoding="utf-8"))
+        settings = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f'{file} is not valid TOML ({error}): write lines such as key = "folder".') from None
     for table, entries in settings.items():
         if table not in TABLES or not isinstance(entries, dict):
-            raise UserError(f"{file} has {table!r}, which nothing reads: entries belong in [models] or [benchmarks].")
+            raise UserError(f"{file} has {table!r}, which nothing reads: entries belong in [models], "
+                            "[benchmarks] or [trusted_roots].")  # fmt: skip
         wrong = [name for name, value in entries.items() if not isinstance(value, str)]
         if wrong:  # among them a key with a dot outside quotes, which TOML reads as a table
             raise UserError(

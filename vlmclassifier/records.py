@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
 
@@ -11,6 +13,34 @@ class UserError(Exception):
 
 class ContextError(UserError):
     """A prompt that does not fit into a model's context: the cell is N/A, there is nothing to fix."""
+
+
+class RowError(UserError):
+    """What is wrong with one row of a batch. `sentence` has {image} where the image is named."""
+
+    def __init__(self, sentence: str, row: int | None = None, image: str = "an image") -> None:
+        super().__init__(sentence.replace("{image}", image))
+        self.sentence, self.row = sentence, row
+
+
+@contextmanager
+def rows_from(start: int) -> Iterator[None]:
+    """Within it, row 0 of a RowError is row `start` of the caller's batch."""
+    try:
+        yield
+    except RowError as error:
+        raise type(error)(error.sentence, None if error.row is None else error.row + start) from None
+
+
+@contextmanager
+def images_named(images: Sequence[str]) -> Iterator[None]:
+    """Within it, a RowError names the image of its row: the file and where the manifest has it."""
+    try:
+        yield
+    except RowError as error:
+        if error.row is None:
+            raise
+        raise type(error)(error.sentence, error.row, images[error.row]) from None
 
 
 def first_line(error: Exception) -> str:
@@ -29,6 +59,11 @@ class Example:
     split: str
     row: str = ""  # "flowers.jsonl row 17", for error messages
     note: str = ""  # the manifest's note about the row, such as "not the paper's split"; it becomes a tag
+
+    @property
+    def place(self) -> str:
+        """The image and its manifest row, for error messages."""
+        return f"{self.image} ({self.row})"
 
 
 @dataclass(frozen=True)

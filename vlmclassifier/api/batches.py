@@ -61,7 +61,7 @@ def read_batch(api: OpenAI, file: Path) -> Iterator[tuple[str, str, Reply | None
     a line that does not belong in a results file.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 within an answer
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028 within an answer
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read ({error}): download the batch's output file again.") from None
     for number, line in enumerate(lines, start=1):

@@ -90,7 +90,7 @@ def _read_facts(file: Path) -> dict[str, list[Fact]]:
     """Read a facts file. Each question is a kind of its own. Raises UserError for a file of another form."""
     facts: dict[str, list[Fact]] = {}
     try:
-        for name, rows in json.loads(file.read_text(encoding="utf-8")).items():
+        for name, rows in json.loads(file.read_text(encoding="utf-8-sig")).items():
             facts[name] = [Fact(question, question, answer) for question, answer in rows]
             for fact in facts[name]:
                 if not isinstance(fact.answer, str) or fact.question.format(subject="x") == fact.question:
@@ -138,7 +138,7 @@ def naming_shares(
             shares[name] = min(1.0, (always_named / (rank + 1)) ** exponent) if rank < first_never_named else 0.0
         return shares
     try:
-        table = json.loads(Path(frequency).read_text(encoding="utf-8"))
+        table = json.loads(Path(frequency).read_text(encoding="utf-8-sig"))
         if set(table) != set(names) or not all(0 <= share <= 1 for share in table.values()):
             raise ValueError("it must give every class a share from 0 to 1")
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -98,9 +98,9 @@ def read_paper_rows(
 def _read_text(file: Path) -> str:
     try:
         if file.suffix == ".gz":
-            with gzip.open(file, "rt", encoding="utf-8") as stream:
+            with gzip.open(file, "rt", encoding="utf-8-sig") as stream:
                 return stream.read()
-        with open(file, encoding="utf-8") as stream:
+        with open(file, encoding="utf-8-sig") as stream:
             return stream.read()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read ({error}): get it again.") from None

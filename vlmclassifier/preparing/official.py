@@ -1,18 +1,19 @@
 """The official files of the four benchmarks, as archives or unpacked as torchvision's data set classes expect them."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlmclassifier.images import SUFFIXES
 from vlmclassifier.preparing.archives import unpack
 from vlmclassifier.preparing.downloads import RemoteFile, find_or_fetch
 from vlmclassifier.preparing.labels import ClassFinder
 from vlmclassifier.records import UserError
 from vlmclassifier.scoring.class_facts import synsets
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 OXFORD_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 # The checksums are those in torchvision's source code (cars: version 0.15, the last one that downloaded them).
 FLOWERS = (
@@ -265,7 +266,12 @@ def read_class_folders(folder: Path, finder: ClassFinder, split: str) -> list[Ro
         if index is None:
             continue
         files = sorted(file for file in class_folder.rglob("*") if is_visible(file, class_folder))
-        images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        images = [file for file in files if file.suffix.lower() in SUFFIXES]
+        if skipped := [file for file in files if file.is_file() and file.suffix.lower() not in SUFFIXES]:
+            print(
+                f"{class_folder}: {len(skipped)} files are not taken, such as {skipped[0].name}: they have none of the "
+                f"suffixes {' '.join(SUFFIXES)}", file=sys.stderr,
+            )  # fmt: skip
         for image in images:
             if not _is_utf8(str(image)):
                 raise UserError(

@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from vlmclassifier.devices import BatchSplitter
-from vlmclassifier.finite import check_finite, rows_from
+from vlmclassifier.finite import check_finite
 from vlmclassifier.ranking.decoding import PromptCache, TreeDecoder, token_log_probs
 from vlmclassifier.ranking.names import name_tokens, separator
 from vlmclassifier.ranking.one_by_one import cached_prompt_log_probs, full_forward_log_probs
 from vlmclassifier.ranking.search import SearchResult, search
 from vlmclassifier.ranking.trie import LabelTrie
-from vlmclassifier.records import ContextError, UserError
+from vlmclassifier.records import ContextError, UserError, rows_from
 from vlmclassifier.scoring.guidance import Scoring, best
 from vlmclassifier.thoughts import opened_by
 from vlmclassifier.vlm import VLM, Batch

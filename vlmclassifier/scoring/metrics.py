@@ -3,6 +3,7 @@
 The tables take their columns from it, `scores.csv` its rows. docs/adding_a_metric.md shows how to add one.
 """
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -79,8 +80,18 @@ class Answers:
         """Whether each answer is right by the paper's metric for this kind of run."""
         if self.ranked_first is not None:
             return [bool(hit) for hit in self.ranked_first]
-        metric = contains if PAPER_METRIC[self.kind] == "contains" else exact
-        return [metric(prediction) for prediction in self.predictions]
+        if self.is_text:
+            return [contains(prediction) for prediction in self.predictions]
+        return [self._is_right_class(prediction) for prediction in self.predictions]
+
+    def _is_right_class(self, prediction: Prediction) -> bool:
+        """Whether the first class of a ranking is that of the label; equal names stand for the first of them.
+
+        By the class index, since names may differ in letter case alone. Imported answers of CLIP have names only.
+        """
+        if prediction.ranking is None:
+            return exact(prediction)
+        return prediction.ranking[0] == self.first_index[prediction.label]
 
     @cached_property
     def found(self) -> list[list[Mention]]:
@@ -140,12 +151,17 @@ class Metric:
     judges: bool = False  # it decides between right and wrong: the table of metrics compares it with the paper's
 
 
+def composed(text: str) -> str:
+    """A text in Unicode's composed form (NFC): an "é" may be one character or two."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def contains(prediction: Prediction) -> bool:
     """The lower-cased label is a substring of the lower-cased answer: the paper's metric (section 2).
 
     Identity by name: an answer "missile" is right for both of ImageNet's classes of that name.
     """
-    return prediction.label.lower() in prediction.output.lower()
+    return composed(prediction.label.lower()) in composed(prediction.output.lower())
 
 
 def exact(prediction: Prediction) -> bool:
@@ -154,7 +170,7 @@ def exact(prediction: Prediction) -> bool:
 
 
 def _stripped(text: str) -> str:
-    return text.strip().removesuffix(".").strip().lower()
+    return composed(text).strip().removesuffix(".").strip().lower()
 
 
 def empty(prediction: Prediction) -> bool:
@@ -266,8 +282,8 @@ def _is_imagenet(answers: Answers) -> bool:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "right by the paper's metric: `contains` for answers in words, `exact` for CLIP, the first "
-               "name of a ranking", lambda answers: answers.right, lambda answers: True),
+        Metric("accuracy", "right by the paper's metric: `contains` for answers in words, the first class for CLIP and "
+               "rankings", lambda answers: answers.right, lambda answers: True),
         Metric("top5", "the true name is among the first five of a ranking", lambda answers: answers.ranked_among_five,
                lambda answers: answers.ranked_among_five is not None),
         Metric("mean_per_class", "as `accuracy`; the mean over the classes", lambda answers: answers.right,

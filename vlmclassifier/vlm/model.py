@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from vlmclassifier.devices import BatchSplitter
 from vlmclassifier.finite import check_finite
+from vlmclassifier.images import UNPROCESSABLE, check_each, crop_elongated
 from vlmclassifier.models import ModelSpec
 from vlmclassifier.prompts import TEMPLATES, THOUGHT, default_new_tokens
 from vlmclassifier.records import ContextError, UserError
@@ -67,6 +68,7 @@ class VLM:
         marks = {part for pair in MARKS for part in pair}
         added = self.processor.tokenizer.added_tokens_decoder
         self._special_ids = {number for number, token in added.items() if token.special and token.content not in marks}
+        self._crops_centre = getattr(self.processor.image_processor, "do_center_crop", None)
         _complete_processor(self.processor, self.model.config)
         _set_greedy_decoding(self.model, self.processor.tokenizer)
 
@@ -102,8 +104,17 @@ class VLM:
         return opened_by(self.prompt("What?")) is not None
 
     def prepare(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Batch:
-        """A batch for `generate`. Raises UserError when a row has no image token: the image would be ignored."""
-        return Batch(list(images), list(prompts), self.process(images, prompts))
+        """A batch for `generate`.
+
+        Raises UserError when a row has no image token (the image would be ignored), and RowError for an image that the
+        processor refuses.
+        """
+        images = [crop_elongated(image) for image in images] if self._crops_centre else list(images)
+        try:
+            return Batch(images, list(prompts), self.process(images, prompts))
+        except UNPROCESSABLE:
+            check_each(images, lambda row: self.process(images[row : row + 1], prompts[row : row + 1]))
+            raise
 
     def process(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
         """The processor's output on the CPU: input_ids [batch, tokens] with left padding, pixel_values, ...

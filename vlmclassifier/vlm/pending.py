@@ -9,7 +9,7 @@ from PIL.Image import Image
 from vlmclassifier.benchmarks import Evaluation
 from vlmclassifier.images import image_sizes, open_image, prefetch
 from vlmclassifier.prompts import PromptSetting
-from vlmclassifier.records import ContextError, Example, Prediction, Question
+from vlmclassifier.records import ContextError, Example, Prediction, Question, images_named
 from vlmclassifier.runs import Run, pending_together
 from vlmclassifier.vlm.model import VLM, Batch
 
@@ -75,7 +75,8 @@ def pending_batches(
 def _pending_batch(vlm: VLM, setting: PromptSetting, examples: list[Example], images: list[Image]) -> PendingBatch:
     questions = [setting.question(example) for example in examples]
     prompts = [vlm.prompt(question.text, setting.chain_of_thought) for question in questions]
-    return PendingBatch(setting, examples, questions, vlm.prepare(images, prompts))
+    with images_named([example.place for example in examples]):
+        return PendingBatch(setting, examples, questions, vlm.prepare(images, prompts))
 
 
 def settings_too_long(
