@@ -157,7 +157,9 @@ def test_grey_values_of_every_range_look_alike(values, tmp_path):
     assert np.abs(np.asarray(open_image(tmp_path / "a.tif"))[..., 0] - GREY).max() <= 1
 
 
-@pytest.mark.parametrize("values", [GREY - 300, GREY * 1000, np.full((8, 8), np.inf)], ids=["negative", "large", "infinite"])
+@pytest.mark.parametrize(
+    "values", [GREY - 300, GREY * 1000, np.full((8, 8), np.inf)], ids=["negative", "large", "infinite"]
+)
 def test_grey_values_of_an_unknown_range_are_refused(values, tmp_path):
     save_tiff(tmp_path / "a.tif", values.astype(np.float32))
     with pytest.raises(UserError, match=r"a.tif \(m row 1\) has grey values from .* convert it to 8 bits"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import kill_script, noise, run_script, script, start_script
 from PIL import Image
+from test_families import FAMILIES
 from test_ranking import NAMES, QUESTION
 from test_runs import part_bytes
 from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -18,6 +19,7 @@ from vlmclassifier import load_vlm
 from vlmclassifier.benchmarks import load_evaluation
 from vlmclassifier.plane_figures import FIGURES
 from vlmclassifier.ranking import Ranker
+from vlmclassifier.ranking.decoding import TreeDecoder
 from vlmclassifier.records import ContextError, UserError
 from vlmclassifier.runs import read_run
 from vlmclassifier.runs.vectors import read_values
@@ -297,6 +299,36 @@ def test_wrong_numbers_of_the_tree_are_detected(tiny, monkeypatch):
         r"nats off\): its names are scored name by name after the cached prompt", ranker.select_method(image)
     )
     assert np.abs(ranker.log_probs([image]) - expected).max() <= 2e-5
+
+
+FAULTS = {"positions shifted by one": 1, "positions shifted by 50": 50, "no tree mask": 0}
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_the_exactness_check_sees_faults_of_the_tree_in_bfloat16(key, tiny, monkeypatch):
+    """Rounding passes in bfloat16 and float16; each of three faults in the passes of the tree does not."""
+    image, run_tree = noise((80, 60)), TreeDecoder.run_tree
+    for dtype in ("bfloat16", "float16"):
+        vlm = load_vlm(key, tiny / key, dtype=dtype)
+        assert Ranker(vlm, NAMES, QUESTION).select_method(image) == "", dtype
+    vlm = load_vlm(key, tiny / key, dtype="bfloat16")
+    for fault, shift in FAULTS.items():
+
+        def run_with_fault(decoder, cache, input_ids, depth, visible, shift=shift):
+            position, cache.last_position = cache.last_position, cache.last_position + shift
+            states = run_tree(decoder, cache, input_ids, depth, visible if shift else torch.ones_like(visible))
+            cache.last_position = position
+            return states
+
+        monkeypatch.setattr(TreeDecoder, "run_tree", run_with_fault)
+        assert "nats off" in Ranker(vlm, NAMES, QUESTION).select_method(image), fault
+        monkeypatch.setattr(TreeDecoder, "run_tree", run_tree)
+
+
+def test_siblings_in_the_trie_are_compared(tiny):
+    names = ("a cat", "great white shark", "great white owl", "great white heron", "dog")
+    ranker = Ranker(load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b"), names, QUESTION)
+    assert {1, 2, 3} <= set(ranker._compared_names())
 
 
 def test_user_errors_are_explained(own, tiny, tmp_path, capsys):
