@@ -17,7 +17,16 @@ import rank_labels
 import table
 
 from vlmclassifier import cli
-from vlmclassifier.mini.findings import Finding, accuracy, finding, paper_number, readable, verdict, write_findings
+from vlmclassifier.mini.findings import (
+    Finding,
+    accuracy,
+    finding,
+    paper_number,
+    readable,
+    verdict,
+    without_paper,
+    write_findings,
+)
 from vlmclassifier.mini.study import (
     CLIP,
     VLM,
@@ -63,6 +72,7 @@ def main(args: Args) -> None:
     on_train = common_images(training_free_hits(args, "train", train, train))
     best = max(on_train, key=lambda method: sum(values(on_train[method])))
     findings = [*wordings(hits, args), *rankings(hits, train), *best_method(hits, args, best)]
+    findings = without_paper(findings, args.benchmark)
     write_findings(findings, out / "findings.csv")
     guidance = table.write_guidance(out, [score_run(ranking_run(args.root))])
     images = len(next(iter(on_train.values())))
@@ -119,6 +129,8 @@ def wordings(hits: dict[str, Hits], args: Args) -> list[Finding]:
         rows.append(accuracy("F2", f"VLM, open world, wording {number}", own, paper(f"prompt_{wording}")))
         moves.append(finding("F2", "largest change by a wording", paired_difference(own, base)))
     largest = max(moves, key=lambda row: abs(row.value))
+    if not any([*base, *(hit for wording in WORDINGS for hit in values(hits[open_world(args.names, wording).name]))]):
+        return [*rows, replace(largest, holds="cannot be judged: no answer is right")]
     return [*rows, replace(largest, holds=verdict(abs(largest.value) <= 5))]
 
 

@@ -19,7 +19,16 @@ import classify_clip
 import classify_vlm
 
 from vlmclassifier import cli
-from vlmclassifier.mini.findings import Finding, accuracy, finding, paper_number, readable, verdict, write_findings
+from vlmclassifier.mini.findings import (
+    Finding,
+    accuracy,
+    finding,
+    paper_number,
+    readable,
+    verdict,
+    without_paper,
+    write_findings,
+)
 from vlmclassifier.mini.study import (
     CLIP,
     VLM,
@@ -36,7 +45,13 @@ from vlmclassifier.mini.study import (
     with_candidates,
 )
 from vlmclassifier.prompts import WORDINGS
-from vlmclassifier.scoring.statistics import error_ratio, independent_difference, paired_difference
+from vlmclassifier.scoring.statistics import (
+    MIN_ERRORS,
+    error_ratio,
+    error_ratio_slope,
+    independent_difference,
+    paired_difference,
+)
 
 GROUPS = ("frequent", "middle", "rare")
 NEW_TOKENS = 16  # longer than any class name in words
@@ -74,7 +89,8 @@ def main(args: Args) -> None:
         file.parent.name.removesuffix("-texts"): json.loads(file.read_text(encoding="utf-8"))
         for file in (args.root / "checkpoints").glob("vlm*-texts/naming.json")
     }
-    findings = [*main_finding(hits), *lists(hits, candidates), *frequency(hits, naming), *controls(hits, naming)]
+    findings = [*main_finding(hits), *lists(hits, candidates, len(set(names)))]
+    findings = without_paper([*findings, *frequency(hits, naming), *controls(hits, naming)], args.benchmark)
     write_findings(findings, out / "findings.csv")
     print(
         f"\n{readable(findings)}\n\nWritten: {out / 'findings.csv'}. Next: python main_results/table.py --outputs {out}"
@@ -139,9 +155,13 @@ def main_finding(hits: dict) -> list[Finding]:
     ]  # fmt: skip
 
 
-def lists(hits: dict, candidates: Sequence[str]) -> list[Finding]:
-    """F2, in part: the ratio of error rates, VLM to CLIP, does not fall with the number of candidates."""
-    rows, ratios = [], []
+def lists(hits: dict, candidates: Sequence[str], total: int) -> list[Finding]:
+    """F2, in part: the ratio of error rates, VLM to CLIP, does not fall with the number of candidates.
+
+    Judged by the slope of its logarithm over all numbers of candidates at which CLIP makes errors enough. `total`: the
+    number of class names, which the list "all" has.
+    """
+    rows, ratios, judged = [], [], []
     for count in candidates:
         setting = f"{count}_classes"
         vlm, clip = values(hits["vlm", count]), values(hits["clip", count])
@@ -149,11 +169,18 @@ def lists(hits: dict, candidates: Sequence[str]) -> list[Finding]:
             accuracy("F2", f"VLM, {count} candidates", vlm, paper("table9", "LLaVA1.5-7B", setting)),
             accuracy("F2", f"CLIP, {count} candidates", clip, paper("table9", "CLIP-L", setting)),
         ]
+        is_judged = clip.count(False) >= MIN_ERRORS
+        judged += [(total if count == "all" else int(count), vlm, clip)] if is_judged else []
         if count in (candidates[0], candidates[-1]):
-            ratio = error_ratio(vlm, clip)
-            ratios.append(finding("F2", f"VLM errors per CLIP error, {count} candidates", ratio))
-    if len(ratios) == 2:
-        ratios[1] = replace(ratios[1], holds=verdict(ratios[0].value >= ratios[1].value))
+            note = "" if is_judged else f"cannot be judged: CLIP errs {clip.count(False)} times"
+            ratios.append(
+                finding("F2", f"VLM errors per CLIP error, {count} candidates", error_ratio(vlm, clip), None, note)
+            )
+    if len(judged) >= 2:
+        slope = error_ratio_slope(*zip(*judged, strict=True))
+        decided = slope.high <= 0 or slope.low > 0
+        holds = verdict(slope.high <= 0) if decided else "cannot be judged: the interval includes 0"
+        ratios.append(finding("F2", "slope of the log error ratio on the log number of candidates", slope, None, holds))
     return [*rows, *ratios]
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from conftest import ROOT, script
 
@@ -124,8 +125,48 @@ def test_frequent_minus_rare_follows_the_naming_table(main_study):
 def test_the_error_ratio_is_compared_between_few_and_many_candidates(main_study):
     hits = {("clip", k): made_up_hits({"a": share}) for k, share in (("2", 0.9), ("all", 0.5))}
     hits |= {("vlm", k): made_up_hits({"a": share}) for k, share in (("2", 0.2), ("all", 0.0))}
-    *_, few, many = main_study.lists(hits, ["2", "all"])
-    assert few.value > many.value and many.holds == "holds"
+    *_, few, many = main_study.lists(hits, ["2", "all"], 10)
+    assert few.value > many.value and few.holds == "cannot be judged: CLIP errs 1 times" and not many.holds
+
+
+def study_with_errors(main_study, images, shares):
+    """The findings of VLM and CLIP with these shares of right answers by number of candidates."""
+    hits = {}
+    for count, (vlm, clip) in shares.items():
+        for key, share in (("vlm", vlm), ("clip", clip)):
+            hits[key, count] = {f"a{i:04}": ("a", (7 * i) % images < share * images) for i in range(images)}
+    return {row.metric: row for row in main_study.lists(hits, list(shares), 100)}
+
+
+def test_the_verdict_is_the_interval_of_the_slope_over_all_list_sizes(main_study):
+    slope = "slope of the log error ratio on the log number of candidates"
+    rising = {"2": (0.9, 0.99), "5": (0.7, 0.96), "20": (0.5, 0.9), "all": (0.3, 0.8)}  # 10, 7.5, 5 and 3.5 to 1
+    assert study_with_errors(main_study, 1000, rising)[slope].holds == "holds"
+    falling = {"2": (0.98, 0.99), "5": (0.9, 0.96), "20": (0.6, 0.9), "all": (0.1, 0.8)}
+    assert study_with_errors(main_study, 1000, falling)[slope].holds == "does not hold"
+    flat = {"2": (0.9, 0.97), "all": (0.5, 0.85)}
+    assert study_with_errors(main_study, 200, flat)[slope].holds == "cannot be judged: the interval includes 0"
+    perfect = {"2": (0.7, 1.0), "all": (0.3, 1.0)}
+    rows = study_with_errors(main_study, 1000, perfect)
+    assert slope not in rows and rows["VLM errors per CLIP error, 2 candidates"].holds.endswith("CLIP errs 0 times")
+    merged = over_seeds([[Finding("F2", "x", 1, 0, 2, 9, None, holds)] for holds in ("holds", "cannot be judged: y")])
+    assert merged[0].holds == "holds in 1 of 2, cannot be judged in 1"
+
+
+@pytest.mark.parametrize("reference_rate", [0.001, 0.003, 0.01, 0.05, 0.2, 0.5])
+@pytest.mark.parametrize("factor", [1, 3, 30])
+def test_the_interval_of_the_error_ratio_covers_the_truth(reference_rate, factor):
+    """Simulated pairs of models that err on the same images more often than by chance; 300 tables of 1,000 images."""
+    rng, images, rate = np.random.default_rng(0), 1000, min(0.8, factor * reference_rate)
+    both = rate * reference_rate + 0.5 * (min(rate, reference_rate) - rate * reference_rate)
+    covered = 0
+    for _ in range(300):
+        cells = rng.multinomial(images, [both, rate - both, reference_rate - both, 1 - rate - reference_rate + both])
+        model = np.repeat([False, False, True, True], cells)
+        reference = np.repeat([False, True, False, True], cells)
+        estimate = error_ratio(model, reference)
+        covered += estimate.low <= rate / reference_rate <= estimate.high
+    assert covered / 300 >= 0.92  # a bootstrap's is 0.71 at an error of 0.1%
 
 
 def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, figures_root, tmp_path, monkeypatch, capsys):

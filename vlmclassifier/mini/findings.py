@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from vlmclassifier.records import UserError
@@ -53,8 +53,16 @@ def paper_number(file: Path, table: str, model: str, setting: str) -> float | No
     return None
 
 
+def without_paper(rows: Sequence[Finding], benchmark: str) -> list[Finding]:
+    """Return the rows, for images of the user without the paper's numbers, which are of ImageNet."""
+    return list(rows) if benchmark == "plane_figures" else [replace(row, paper=None) for row in rows]
+
+
 def write_findings(rows: Iterable[Finding], file: Path) -> None:
-    """Write rows as CSV: finding,metric,value,low,high,n,paper,holds. Numbers are rounded to two decimals."""
+    """Write rows as CSV: finding,metric,value,low,high,n,paper,holds.
+
+    Numbers have six decimals, so that one decimal of them is the same here, in the tables and in `readable`.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".part")
     with open(unfinished, "w", newline="", encoding="utf-8") as stream:
@@ -64,7 +72,7 @@ def write_findings(rows: Iterable[Finding], file: Path) -> None:
             values = asdict(row)
             for key, value in values.items():
                 if isinstance(value, float):
-                    values[key] = round(value, 2)
+                    values[key] = round(value, 6)
             writer.writerow(values)
     unfinished.replace(file)
 
@@ -105,6 +113,9 @@ def over_seeds(tables: Sequence[Sequence[Finding]]) -> list[Finding]:
         if row.holds:
             count = sum(match.holds.startswith("holds") for match in matching)
             holds = f"holds in {count} of {len(matching)}"
+            undecided = sum(match.holds.startswith("cannot be judged") for match in matching)
+            if undecided:
+                holds += f", cannot be judged in {undecided}"
             if any("by construction" in match.holds for match in matching):
                 holds += " (by construction)"
         merged.append(
@@ -116,6 +127,12 @@ def over_seeds(tables: Sequence[Sequence[Finding]]) -> list[Finding]:
     return merged
 
 
+def _value(row: Finding) -> str:
+    if row.low == row.high:  # a setting such as t, which may have two decimals
+        return f"{row.value:g}"
+    return f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}]"
+
+
 def readable(rows: Sequence[Finding], seeds: int = 1) -> str:
     """Return a Markdown table. Brackets contain the interval, or for several seeds the smallest and largest value."""
     from tabulate import tabulate
@@ -123,7 +140,7 @@ def readable(rows: Sequence[Finding], seeds: int = 1) -> str:
     range_name = "smallest, largest" if seeds > 1 else "95% interval"
     table = [
         (
-            row.finding, row.metric, f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}]", row.n,
+            row.finding, row.metric, _value(row), row.n,
             "" if row.paper is None else f"{row.paper:.1f}", row.holds,
         )
         for row in rows

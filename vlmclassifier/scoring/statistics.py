@@ -6,6 +6,8 @@ from typing import NamedTuple
 from vlmclassifier.scoring.intervals import wilson_interval
 
 RESAMPLES = 2000  # of every bootstrap
+DRAWS = 20_000  # from the posterior of an error ratio
+MIN_ERRORS = 5  # of the reference, below which an error ratio says little
 
 
 class Estimate(NamedTuple):
@@ -45,16 +47,46 @@ def independent_difference(first: Sequence[bool], second: Sequence[bool]) -> Est
     return Estimate(value, low, high, a.n + b.n)
 
 
-def error_ratio(model: Sequence[bool], reference: Sequence[bool]) -> Estimate:
-    """Errors of one model per error of another on the same images, half an error added to each.
+def ratio_of_errors(model_errors: float, reference_errors: float) -> float:
+    """Errors of one model per error of another, half an error added to each, so that nothing is divided by zero."""
+    return (model_errors + 0.5) / (reference_errors + 0.5)
 
-    The interval is that of a paired bootstrap (percentiles).
+
+def error_ratio(model: Sequence[bool], reference: Sequence[bool]) -> Estimate:
+    """Errors of one model per error of another on the same images.
+
+    The interval is that of the posterior of the 2 x 2 table of both models' errors (Dirichlet, Jeffreys' prior). Its
+    coverage is near 95% for error rates from 0.1% to 50%, also where the reference hardly errs; a bootstrap's is not,
+    because it never draws an error that did not occur.
     """
     import numpy as np
 
-    errors = 1.0 - np.stack([np.asarray(model, dtype=float), np.asarray(reference, dtype=float)])  # [2, images]
-    rng, n = np.random.default_rng(0), errors.shape[1]
-    counts = np.stack([errors[:, rng.integers(n, size=n)].sum(axis=1) for _ in range(RESAMPLES)]) + 0.5
-    low, high = np.percentile(counts[:, 0] / counts[:, 1], [2.5, 97.5])
-    value = (errors[0].sum() + 0.5) / (errors[1].sum() + 0.5)
-    return Estimate(float(value), float(low), float(high), n)
+    wrong = ~np.stack([np.asarray(model, dtype=bool), np.asarray(reference, dtype=bool)])  # [2, images]
+    table = np.array([(wrong[0] & wrong[1]).sum(), (wrong[0] & ~wrong[1]).sum(), (~wrong[0] & wrong[1]).sum(),
+                      (~wrong[0] & ~wrong[1]).sum()])  # fmt: skip
+    shares = np.random.default_rng(0).dirichlet(table + 0.5, size=DRAWS)  # [draws, 4]
+    low, high = np.percentile((shares[:, 0] + shares[:, 1]) / (shares[:, 0] + shares[:, 2]), [2.5, 97.5])
+    value = ratio_of_errors(int(wrong[0].sum()), int(wrong[1].sum()))
+    return Estimate(value, float(low), float(high), wrong.shape[1])
+
+
+def error_ratio_slope(counts: Sequence[int], models: Sequence[Sequence[bool]],
+                      references: Sequence[Sequence[bool]]) -> Estimate:  # fmt: skip
+    """The slope of the log of `error_ratio` on the log of the number of candidates, over the same images.
+
+    `models`, `references`: right answers by number of candidates, each in the order of the images. Below 0: the ratio
+    rises as the candidates become fewer. The interval is a Bayesian bootstrap over the images (Rubin, 1981).
+    """
+    import numpy as np
+
+    wrong = 1.0 - np.array([models, references], dtype=float)  # [2, counts, images]
+    x = np.log(counts)
+    x = (x - x.mean()) / ((x - x.mean()) ** 2).sum()  # [counts] the slope is the product with the log ratios
+
+    def slope(errors: np.ndarray) -> np.ndarray:
+        return np.log(ratio_of_errors(errors[0], errors[1])) @ x  # errors [2, ..., counts]
+
+    images = wrong.shape[-1]
+    weights = images * np.random.default_rng(0).dirichlet(np.ones(images), size=RESAMPLES)  # [draws, images]
+    low, high = np.percentile(slope(np.stack([weights @ errors.T for errors in wrong])), [2.5, 97.5])
+    return Estimate(float(slope(wrong.sum(axis=-1))), float(low), float(high), images)
