@@ -193,7 +193,8 @@ def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, figure
     rows = {row.metric: row for row in read_findings(root / "inference_analysis" / "findings.csv")}
     for metric in ("largest change by a wording", "best training-free way minus open world",
                    "CLIP minus best training-free way", "guidance's gain over the sum"):  # fmt: skip
-        assert rows[metric].holds in ("holds", "does not hold") and rows[metric].n == 48
+        verdicts = ("holds", "does not hold", "cannot be judged: no answer is right")  # of a model trained for a moment
+        assert rows[metric].holds in verdicts and rows[metric].n == 48
     assert rows["VLM, ranking by the mean"].n == 48
     assert "Best training-free method on 12 train images" in capsys.readouterr().out
     assert (root / "inference_analysis" / "guidance.csv").stat().st_size > 1000

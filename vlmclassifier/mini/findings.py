@@ -128,7 +128,7 @@ def over_seeds(tables: Sequence[Sequence[Finding]]) -> list[Finding]:
 
 
 def _value(row: Finding) -> str:
-    if row.low == row.high:  # a setting such as t, which may have two decimals
+    if row.metric.startswith("t of "):  # a setting, which may have two decimals
         return f"{row.value:g}"
     return f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}]"
 
