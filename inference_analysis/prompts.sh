@@ -21,8 +21,6 @@ for benchmark in "${BENCHMARKS[@]}"; do
         is_selected "$model" || continue
         classify=(main_results/classify_vlm.py --model "$model" --benchmark "$benchmark" "${COMMON[@]}")
         run "$model/$benchmark/wordings" "${classify[@]}" --wording "${WORDINGS[@]}"
-        # The 998 names of ImageNet exceed the context of every model of the paper: N/A there too.
-        [ "$benchmark" != imagenet ] || continue
         run "$model/$benchmark/orders" "${classify[@]}" --candidates all --order random fixed
         run "$model/$benchmark/thought" "${classify[@]}" --candidates all --chain-of-thought
     done

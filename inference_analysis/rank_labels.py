@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlmclassifier import cli
-from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config
+from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, run_name
 from vlmclassifier.benchmarks import Evaluation
 from vlmclassifier.class_lists import indistinct_warning, same_for_model
 from vlmclassifier.images import image_sizes, open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, find_model, template_of
-from vlmclassifier.paths import run_folder
 from vlmclassifier.prompts import WORDINGS
 from vlmclassifier.records import ContextError, Prediction, UserError, images_named
 from vlmclassifier.runs import Run, open_run
@@ -78,17 +77,18 @@ def main(args: Args) -> None:
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
 
     # ---- open the run
+    device = resolve_device(args.device)
     config = run_config(
         "rank_labels", "ranking", spec, task, args.limit, checkpoint=checkpoint, template=template_of(spec),
-        dtype=resolve_dtype(args.dtype, resolve_device(args.device)), wording=args.wording,
+        default_dtype=resolve_dtype("auto", device), dtype=resolve_dtype(args.dtype, device), wording=args.wording,
         answer_prefix=spec.answer_prefix if args.answer_prefix is None else args.answer_prefix,
         paper_tokenisation=args.paper_tokenisation, top_k=args.top_k, score=args.score, guidance=args.guidance,
     )  # fmt: skip
     setting = setting_name(args, task)
-    folder = run_folder(args.out, "inference_analysis", f"{spec.key}-{task.benchmark.key}", setting)
+    folder = args.run_folder("inference_analysis", run_name(spec, task, checkpoint), setting)
     distinct = len(set(task.names))
     width = distinct if args.top_k is None else min(args.top_k, distinct) + len(SEARCH_COST)
-    run = open_run(folder, config, [example.id for example in task.examples], width)
+    run = open_run(folder, config, task.order, width, labels=task.labels, batch_size=args.batch_size)
 
     # ---- rank
     if not run.complete:
@@ -118,8 +118,6 @@ def setting_name(args: Args, task: Evaluation) -> str:
         parts.append(f"answer_prefix_{slug(args.answer_prefix)}")
     if args.paper_tokenisation:
         parts.append("paper_tokenisation")
-    if task.split != task.benchmark.test_split:
-        parts.append(f"split_{task.split}")
     return "-".join(parts)
 
 

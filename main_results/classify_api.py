@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from vlmclassifier import cli
-from vlmclassifier.arguments import DataArgs, PromptArgs, run_config
+from vlmclassifier.arguments import DataArgs, PromptArgs, run_config, run_name
 from vlmclassifier.benchmarks import Evaluation
 from vlmclassifier.models import ModelSpec, find_api
 from vlmclassifier.paths import run_folder
@@ -68,6 +68,8 @@ class Args(PromptArgs, DataArgs):
     """Write the pending requests as OpenAI batch files into this folder, instead of sending them."""
     read_batch: tuple[Path, ...] = ()
     """Record the answers in these results files of OpenAI's batches."""
+    name: str | None = None
+    """Name of the run: its folder is outputs/main_results/NAME-SETTING."""
     out: Path | None = None
     """Run folder, with -SETTING appended where there are several; default:
     outputs/main_results/MODEL-BENCHMARK-SETTING."""
@@ -150,7 +152,7 @@ def setting_run(args: Args, spec: ModelSpec, task: Evaluation, setting: PromptSe
         model_id=spec.source, base_url=args.base_url, max_new_tokens=args.max_new_tokens,
         temperature=args.temperature, max_side=args.max_side,
     )  # fmt: skip
-    folder = run_folder(args.out, "main_results", f"{spec.key}-{task.benchmark.key}", setting.name, several)
+    folder = run_folder(args.out, "main_results", args.name or run_name(spec, task), setting.name, several)
     return SettingRun(setting, task, config, folder, args.max_side)
 
 

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmclassifier import cli
-from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, values_of
+from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, run_name, values_of
 from vlmclassifier.benchmarks import Evaluation
 from vlmclassifier.class_lists import indistinct_warning, same_for_model
 from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.models import find_model
-from vlmclassifier.paths import run_folder
 from vlmclassifier.prompts import CAPTION, PromptSetting, clip_settings
 from vlmclassifier.records import Example, Prediction, images_named
 from vlmclassifier.runs import Run, open_run, pending_together
@@ -62,16 +61,16 @@ def main(args: Args) -> None:
 
     # ---- open one run per setting
     checkpoint = checkpoint_path(spec, args.weights)
-    dtype = resolve_dtype(args.dtype, resolve_device(args.device))
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
     runs = {}
     for setting in settings:
         config = run_config(
             "classify_clip", "clip", spec, task, args.limit, checkpoint=checkpoint, setting=setting, caption=CAPTION,
-            dtype=dtype,
+            default_dtype=resolve_dtype("auto", device), dtype=dtype,
         )  # fmt: skip
-        name = f"{spec.key}-{task.benchmark.key}"
-        folder = run_folder(args.out, "main_results", name, setting.name, len(settings) > 1)
-        runs[setting] = open_run(folder, config, [example.id for example in task.examples])
+        folder = args.run_folder("main_results", run_name(spec, task, checkpoint), setting.name, len(settings) > 1)
+        runs[setting] = open_run(folder, config, task.order, labels=task.labels, batch_size=args.batch_size)
 
     # ---- classify
     pending = {setting: run for setting, run in runs.items() if not run.complete}

@@ -13,9 +13,8 @@ import sys
 from dataclasses import dataclass
 
 from vlmclassifier import cli
-from vlmclassifier.arguments import DataArgs, ModelArgs, PromptArgs, RunArgs, run_config
+from vlmclassifier.arguments import DataArgs, ModelArgs, PromptArgs, RunArgs, run_config, run_name
 from vlmclassifier.models import checkpoint_folder, find_model, template_of
-from vlmclassifier.paths import run_folder
 from vlmclassifier.prompts import default_new_tokens
 from vlmclassifier.records import ContextError, images_named
 from vlmclassifier.runs import open_run
@@ -40,17 +39,17 @@ def main(args: Args) -> None:
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
 
     # ---- open one run per setting
-    dtype = resolve_dtype(args.dtype, resolve_device(args.device))
-    order = [example.id for example in task.examples]
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
     runs = {}
     for setting in settings:
         config = run_config(
             "classify_vlm", "vlm", spec, task, args.limit, checkpoint=checkpoint, setting=setting,
-            template=template_of(spec), dtype=dtype, max_new_tokens=max_new_tokens,
+            template=template_of(spec), default_dtype=resolve_dtype("auto", device), dtype=dtype,
+            max_new_tokens=max_new_tokens,
         )  # fmt: skip
-        name = f"{spec.key}-{task.benchmark.key}"
-        folder = run_folder(args.out, "main_results", name, setting.name, len(settings) > 1)
-        runs[setting] = open_run(folder, config, order)
+        folder = args.run_folder("main_results", run_name(spec, task, checkpoint), setting.name, len(settings) > 1)
+        runs[setting] = open_run(folder, config, task.order, labels=task.labels, batch_size=args.batch_size)
 
     # ---- answer
     pending = {setting: run for setting, run in runs.items() if not run.complete}

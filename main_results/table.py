@@ -4,8 +4,8 @@
     python main_results/table.py --format latex
     python main_results/table.py --semantic all-MiniLM-L6-v2
 
-Writes table1, table8 and metrics as .md, .csv and .tex beside the runs (table1.csv in long form, with every metric).
-Outputs of the paper's own code become runs by main_results/import_outputs.py.
+Writes table1, table8, other_settings and metrics as .md, .csv and .tex beside the runs (table1.csv in long form, with
+every metric). Outputs of the paper's own code become runs by main_results/import_outputs.py.
 """
 
 from collections.abc import Sequence
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 PAPER = Path(__file__).parent / "paper.csv"
 SETTINGS = ("open_world", "closed_world")  # other settings belong to other tables
 SYNONYMS = {"without_synonyms": "accuracy", "with_synonyms": "contains_synonym"}  # Table 8: setting -> our metric
+OTHER_SETTINGS = (
+    "Runs with other settings (numbers of candidates, orders, wordings, seeds), in percent. "
+    "inference_analysis/table.py compares those of Tables 2, 9 and 12 with the paper."
+)
 DIFFERENCES = (
     "How the metrics differ from the paper's, which asks whether the label is a substring of the answer: of n answers "
     "of all runs above, those that are right by the paper's metric only or by this one only, with the most frequent "
@@ -59,9 +63,10 @@ def main(args: Args) -> None:
     # ---- collect
     collected = collect_runs([args.outputs], CLASSIFY_KINDS, load_encoder(args.semantic))
     scores = [score for score in collected.scores if score.setting in SETTINGS]
+    others = [score for score in collected.scores if score.setting not in SETTINGS]
     runs = [run for run in collected.runs if run.scores[0].setting in SETTINGS]
     not_applicable = {cell for cell in collected.not_applicable if cell[1] in SETTINGS}
-    if not scores and not not_applicable:
+    if not collected.scores and not not_applicable:
         notes = "".join(f"\nNote: {note}" for note in collected.notes)
         raise UserError(f"No finished run of Table 1 in {args.outputs}: start with main_results/table1.sh.{notes}")
 
@@ -72,11 +77,14 @@ def main(args: Args) -> None:
     side_by_side = eighth.assign(dataset=eighth["setting"], setting="open_world")
     table8 = wide_table(side_by_side, list(SYNONYMS), models)
     differences = difference_table(runs)
+    other = compare(others, PAPER, "")
+    other_settings = metric_table(other) if others else pd.DataFrame(columns=["model", "setting", "dataset", "n"])
 
     # ---- write and print
     files = [
         write_tables(table1, first, args.outputs, "table1"),
         write_tables(table8, eighth, args.outputs, "table8"),
+        write_tables(other_settings, other, args.outputs, "other_settings", OTHER_SETTINGS),
         write_tables(differences, differences, args.outputs, "metrics", DIFFERENCES),
     ]
     if args.format != "markdown":
@@ -87,9 +95,11 @@ def main(args: Args) -> None:
     print(f"Table 8: on ImageNet, without and with WordNet's other names of a class\n\n{markdown(table8)}\n")
     print(f"{LEGEND}\n")
     if scores:
-        others = [metric for metric in METRICS if metric != "accuracy"]
-        print(f"All metrics of our runs, in percent\n\n{markdown(metric_table(first, others))}\n")
+        more = [metric for metric in METRICS if metric != "accuracy"]
+        print(f"All metrics of our runs, in percent\n\n{markdown(metric_table(first, more))}\n")
         print(f"{DIFFERENCES}\n\n{markdown(differences)}\n")
+    if others:
+        print(f"{OTHER_SETTINGS}\n\n{markdown(other_settings)}\n")
     for note in collected.notes:
         print(f"Note: {note}")
     print("Written: " + ", ".join(str(file) for forms in files for file in forms))

@@ -76,8 +76,10 @@ def main(args: Args) -> None:
     """Run and compare the cells one by one, and print all results again at the end."""
     cli.check_positive(limit=args.limit, batch_size=args.batch_size)
     cells = select_cells(args)
-    print(f"{len(cells)} cells, {args.limit} images each. Time and memory are estimates for a GPU with 125 TFLOP/s and")
-    print("2 TB/s in practice, without the time for downloading and loading models and decoding images:")
+    print(
+        f"{len(cells)} cells, at most {args.limit} images each. Time and memory are estimates for a GPU with 125\n"
+        "TFLOP/s and 2 TB/s in practice, without the time for downloading and loading models and decoding images:"
+    )
     for cell in cells:
         estimate = f"about {estimated_minutes(cell, args):.1f} min, {estimated_memory(cell, args):.0f} GB"
         print(f"  {cell.name}: paper {cell.published:.1f}, {estimate}")
@@ -163,15 +165,16 @@ def verify_cell(cell: Cell, args: Args) -> tuple[bool | None, str]:
     if code != 0:
         return False, f"paper {cell.published:.1f}, ours missing: the run ended with exit code {code} (see above)"
     score = next(score for score in score_run(out).scores if score.metric == "accuracy")
-    if "miniature" in score.tags:
-        return False, f"paper {cell.published:.1f}, ours {score.value:.1f} is of a miniature: not compared"
+    if score.tags:
+        what = f"ours {score.value:.1f} of {score.n} images is not comparable ({', '.join(score.tags)})"
+        return False, f"paper {cell.published:.1f}, {what}"
     return compare(cell.published, score)
 
 
 def compare(published: float, score: Score) -> tuple[bool, str]:
     """Whether the published number is in our interval, widened by the tolerance, and the comparison as text."""
     agrees = score.low - TOLERANCE <= published <= score.high + TOLERANCE
-    ours = f"paper {published:.1f}, ours {score.value:.1f} [{score.low:.1f}, {score.high:.1f}]"
+    ours = f"paper {published:.1f}, ours {score.value:.1f} [{score.low:.1f}, {score.high:.1f}] of {score.n} images"
     return agrees, f"{ours}: {'agrees' if agrees else 'does not agree'}"
 
 

@@ -19,6 +19,7 @@ LAYERS = [
         "prompts",
         "thoughts",
         "models",
+        "identity",
         "arguments",
         "runs",
         "scoring",

@@ -102,7 +102,7 @@ def test_a_misspelt_key_in_paths_toml_is_reported(tmp_path, monkeypatch):
         find_manifest(BENCHMARKS["plane_figures"], tmp_path)
     for text in ('[model]\n"llava-1.5-7b" = "a"\n', 'models = "a"\n', 'flowers = "."\n'):
         file.write_text(text)
-        with pytest.raises(UserError, match="which nothing reads: entries belong in .models. or .benchmarks."):
+        with pytest.raises(UserError, match="which nothing reads: entries belong in .models., .benchmarks., .trusted"):
             local_checkpoint(LLAVA)
 
 

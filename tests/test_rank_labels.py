@@ -260,7 +260,7 @@ def test_t_is_not_chosen_on_train_images_that_are_also_evaluated(tiny, own, tmp_
     train, test, all_images = (read_ranking(out) for out in runs.values())
     assert is_train_run_of(train.config, test.config) and not is_train_run_of(all_images.config, test.config)
     assert not is_train_run_of(train.config, all_images.config)
-    assert not is_train_run_of(train.config, test.config | {"manifest": "another"})
+    assert not is_train_run_of(train.config, test.config | {"dtype": "another"})
 
 
 def test_another_answer_prefix_is_another_setting(tiny, own, tmp_path):

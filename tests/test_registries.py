@@ -51,7 +51,7 @@ def listed(**filters) -> list[str]:
 def test_a_new_benchmark_is_one_entry(pets, tiny, tmp_path, capsys):
     classify("vlm", "llava-1.5-7b", tiny / "llava-1.5-7b", tmp_path / "runs", tmp_path, max_new_tokens=4)
     table = table1(tmp_path / "runs")
-    assert set(table.loc[table["tags"] == "miniature", "dataset"]) == {"pets"}
+    assert set(table.loc[table["tags"] == "miniature, 4 tokens", "dataset"]) == {"pets"}
     shown = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| model"))
     assert [cell.strip() for cell in shown.split("|")[3:-1]] == ["imagenet", "flowers", "cars", "caltech", "pets"]
     assert "pets" in listed(keys="benchmarks") and "pets" not in listed(keys="benchmarks", paper=True)
@@ -80,7 +80,7 @@ def test_a_new_model_is_one_entry(own, tiny, tmp_path, monkeypatch):
     args = {**own.args, "max_new_tokens": 4}
     classify("vlm", "my-llava", tiny / "llava-1.5-7b", tmp_path / "runs", None, **args)
     table = table1(tmp_path / "runs")
-    assert set(table.loc[table["tags"] == "miniature", "model"]) == {"my-llava"}
+    assert set(table.loc[table["tags"] == "miniature, 4 tokens", "model"]) == {"my-llava"}
     assert "my-llava" in listed(keys="models", kind="vlm")
     assert "my-llava" not in listed(keys="models", kind="vlm", paper=True)
 

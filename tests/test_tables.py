@@ -88,12 +88,12 @@ def test_note_of_the_manifest_becomes_a_tag_and_is_never_compared(tmp_path):
     row = {"image": "0.png", "label": "ant", "split": "test", "note": "not the paper's split"}
     other = {"image": "1.png", "label": "bass", "split": "train", "note": "another"}  # of a split that is not used
     (tmp_path / "caltech.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(other) + "\n")
-    assert load_evaluation("caltech", root=tmp_path).tags == ("not the paper's split",)
+    assert load_evaluation("caltech", root=tmp_path).tags == ("1 of 4,331 images", "not the paper's split")
     module = script("main_results/classify_api.py")
     with Server(lambda image, call: "ok") as server:
         module.main(module.Args(model="gpt-4-turbo", base_url=f"{server.url}/v1", benchmark="caltech",
                                 data_root=tmp_path, out=tmp_path / "runs" / "a"))  # fmt: skip
-    name = f"GPT4 (not the paper's split, at {server.url[7:]})"
+    name = f"GPT4 (1 of 4,331 images, not the paper's split, at {server.url[7:]})"
     assert cell(tmp_path / "runs", name, "open_world", "caltech").endswith("n=1")
     assert cell(tmp_path / "runs", "GPT4", "open_world", "caltech") == "missing (61.0)"
 
@@ -165,7 +165,9 @@ def test_script_writes_the_same_values_in_three_formats(tmp_path, capsys):
     module = script("main_results/table.py")
     module.main(module.Args(outputs=tmp_path))
     printed = capsys.readouterr().out
-    assert "6.0 [4.7, 7.6] n=1000 (5.9, +0.1, inside)" in printed and "2_classes" not in printed
+    first, others = printed.split("Runs with other settings")
+    assert "6.0 [4.7, 7.6] n=1000 (5.9, +0.1, inside)" in first and "2_classes" not in first
+    assert "| LLaVA1.5-7B | 2_classes | flowers" in others  # every finished run is in some table
     assert "nan" not in printed
     long = pd.read_csv(tmp_path / "table1.csv")
     row = long[(long["model"] == "LLaVA1.5-7B") & (long["dataset"] == "flowers") & (long["metric"] == "accuracy")]

@@ -21,7 +21,7 @@ def test_a_cell_agrees_within_the_interval_and_the_tolerance(published, agrees):
     result, comparison = script("scripts/verify_paper.py").compare(published, score(23.1, 20.6, 25.8))
     assert result == agrees
     end = "agrees" if agrees else "does not agree"
-    assert comparison == f"paper {published}, ours 23.1 [20.6, 25.8]: {end}"
+    assert comparison == f"paper {published}, ours 23.1 [20.6, 25.8] of 1000 images: {end}"
 
 
 def test_the_cells_are_those_of_table_1():
@@ -54,7 +54,7 @@ def test_a_miniature_is_run_but_not_compared(tiny, images, tmp_path):
     done = run_script("scripts/verify_paper.py", *flags, env=environment, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "blip2-2.7b-flowers-open_world: paper 27.0, ours" in done.stdout
-    assert "is of a miniature: not compared" in done.stdout
+    assert "of 6 images is not comparable (miniature, 6 of 6,149 images)" in done.stdout
     last_line = done.stderr.strip().splitlines()[-1]
     assert last_line.startswith("error: 2 of 2 cells do not agree with the paper or could not be run")
     for setting in ("open_world", "closed_world"):

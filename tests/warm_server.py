@@ -8,6 +8,7 @@ imports are saved (several seconds each). Ends when the process PID, the test se
 """
 
 import array
+import contextlib
 import gc
 import json
 import os
@@ -89,7 +90,8 @@ def supervise(caller: socket.socket) -> None:
 
     def watch() -> None:
         if caller.recv(1) == b"":  # the caller was killed
-            os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(child, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
     _, status = os.waitpid(child, 0)

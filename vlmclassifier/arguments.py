@@ -3,16 +3,22 @@
 A script's `Args` inherits the parts it needs and declares what is its own.
 """
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from vlmclassifier.benchmarks import BENCHMARKS, Evaluation, load_evaluation
-from vlmclassifier.models import ModelSpec, is_miniature
-from vlmclassifier.prompts import ORDERS, WORDINGS, PromptSetting, prompt_settings
+from vlmclassifier.identity import checkpoint_tags, is_verified
+from vlmclassifier.images import open_image
+from vlmclassifier.models import ModelSpec
+from vlmclassifier.paths import run_folder
+from vlmclassifier.prompts import ORDERS, WORDINGS, PromptSetting, default_new_tokens, prompt_settings
+from vlmclassifier.records import Example, UserError
 from vlmclassifier.runs.provenance import fingerprint
 
 BenchmarkName = Annotated[
@@ -48,10 +54,13 @@ class DataArgs:
     """Split to evaluate, or "all"; default: the benchmark's test split."""
     limit: int | None = None
     """Only the first N images of the evaluation order; a larger N later continues the same run."""
+    skip_broken_images: bool = False
+    """Leave out images that cannot be opened: all are tried first, and run.json and the tables say how many."""
 
     def load_evaluation(self) -> Evaluation:
         """The benchmark, its classes and the examples in evaluation order. Raises UserError."""
-        return load_evaluation(self.benchmark, self.classes, self.data_root, self.split, self.limit)
+        task = load_evaluation(self.benchmark, self.classes, self.data_root, self.split, self.limit)
+        return without_broken_images(task) if self.skip_broken_images else task
 
 
 @dataclass
@@ -83,10 +92,53 @@ class RunArgs:
     """How and where the run is made."""
 
     batch_size: int = 8
-    """Images per forward pass; the results do not depend on it."""
+    """Images per forward pass. In float32 the answers do not depend on it; in bfloat16 and float16 rounding may change
+    a few, so run.json records it."""
+    name: str | None = None
+    """Name of the run: its folder is outputs/SECTION/NAME-SETTING."""
     out: Path | None = None
-    """Run folder, with -SETTING appended where there are several; default:
-    outputs/main_results/MODEL-BENCHMARK-SETTING."""
+    """Run folder, with -SETTING appended where there are several; default: outputs/SECTION/MODEL-BENCHMARK-SETTING,
+    with the split where it is not the test split."""
+
+    def run_folder(self, section: str, default_name: str, setting: str, several: bool = False) -> Path:
+        """The folder of a run of one setting."""
+        return run_folder(self.out, section, self.name or default_name, setting, several)
+
+
+def run_name(spec: ModelSpec, task: Evaluation, checkpoint: Path | None = None) -> str:
+    """The default name of a run, by model, benchmark, split, and weights that are not the registered model's."""
+    parts = [spec.key]
+    if checkpoint is not None:
+        is_folder = spec.source is not None and Path(spec.source).is_dir()
+        if is_folder or set(checkpoint_tags(spec, checkpoint)) - {"miniature"}:
+            parts.append(fingerprint(checkpoint)[:8])
+    parts.append(task.benchmark.key)
+    if task.split != task.benchmark.test_split:
+        parts.append(f"split_{task.split}")
+    return "-".join(parts)
+
+
+def without_broken_images(task: Evaluation) -> Evaluation:
+    """The evaluation without the images that cannot be opened; each is printed with the reason."""
+    from tqdm import tqdm
+
+    def problem(example: Example) -> str:
+        try:
+            open_image(example.image, task.root, example.row)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        problems = list(tqdm(pool.map(problem, task.examples), "opening all images", len(task.examples), unit="img"))
+    for sentence in filter(None, problems):
+        print(f"skipped: {sentence}", file=sys.stderr)
+    kept = [example for example, sentence in zip(task.examples, problems, strict=True) if not sentence]
+    if not kept:
+        raise UserError("None of the images can be opened: check --data-root.")
+    skipped = tuple(example.id for example, sentence in zip(task.examples, problems, strict=True) if sentence)
+    tags = (*task.tags, f"{len(skipped)} broken images skipped") if skipped else task.tags
+    return replace(task, examples=kept, skipped=skipped, tags=tags)
 
 
 def values_of(argument: str | Sequence[str]) -> tuple[str, ...]:
@@ -96,19 +148,29 @@ def values_of(argument: str | Sequence[str]) -> tuple[str, ...]:
 
 def run_config(
     script: str, kind: str, spec: ModelSpec, task: Evaluation, limit: int | None, *,
-    checkpoint: Path | None = None, setting: PromptSetting | None = None, tags: Sequence[str] = (), **more: Any,
+    checkpoint: Path | None = None, setting: PromptSetting | None = None, tags: Sequence[str] = (),
+    default_dtype: str | None = None, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The configuration of a run, for run.json: everything that decides its rows.
 
     `kind`: vlm, clip, api or ranking. `tags`: beside those of the model and the images, what a table must know about
-    the run; a run with tags is not compared with the paper. `more`: what is the script's own.
+    the run; a run with tags is not compared with the paper. `default_dtype`: that of --dtype auto on the device;
+    another one is a tag, and so is another token limit than the default. `more`: what is the script's own.
     """
     config: dict[str, Any] = {"script": script, "kind": kind, "model": spec.key}
     own_tags: list[str] = []
     if checkpoint is not None:
-        own_tags += ["miniature"] if is_miniature(checkpoint) else []
+        own_tags += checkpoint_tags(spec, checkpoint)
         config["checkpoint"] = fingerprint(checkpoint)
+        config["verified"] = is_verified(spec, config["checkpoint"])
     config |= {"benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": limit}
+    if task.skipped:
+        config["skipped_images"] = list(task.skipped)
     if setting is not None:
         config |= setting.config
+        default = None if kind == "api" else default_new_tokens(setting.chain_of_thought)
+        if more.get("max_new_tokens", default) != default:
+            own_tags.append(f"{more['max_new_tokens']} tokens")
+    if default_dtype is not None and more.get("dtype") != default_dtype:
+        own_tags.append(more["dtype"])
     return config | more | {"tags": [*own_tags, *task.tags, *tags], "classes": list(task.names)}

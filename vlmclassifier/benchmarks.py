@@ -227,7 +227,18 @@ class Evaluation:
     split: str
     manifest_hash: str
     examples: list[Example]
-    tags: tuple[str, ...]  # another split than the test split; the notes of the manifest
+    tags: tuple[str, ...]  # another split than the test split, or only some of its rows; the notes of the manifest
+    skipped: tuple[str, ...] = ()  # ids of images that cannot be opened, by --skip-broken-images
+
+    @property
+    def order(self) -> list[str]:
+        """The example ids in the evaluation order."""
+        return [example.id for example in self.examples]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The label of every example id."""
+        return {example.id: example.label for example in self.examples}
 
 
 def load_evaluation(
@@ -247,4 +258,7 @@ def load_evaluation(
     check_files(examples)
     manifest_hash = hashlib.sha256(find_manifest(benchmark, folder).read_bytes()).hexdigest()
     tags = () if chosen == benchmark.test_split else (f"split {chosen}",)
+    papers = benchmark.paper_rows.get(chosen)
+    if papers is not None and len(rows) != papers and chosen == benchmark.test_split:
+        tags = (f"{len(rows):,} of {papers:,} images",)
     return Evaluation(benchmark, names, folder, chosen, manifest_hash, examples, (*tags, *notes))

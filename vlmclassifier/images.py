@@ -25,6 +25,7 @@ SUFFIXES = (
 ROTATED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 GREY_RANGES = (255, 4095, 65535)  # the largest value of 8, 12 and 16 bits
 SKIPPED_PNG_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # texts and colour profiles, which do not change the pixels
+BROKEN_REMEDY = "replace the file, remove its row, or add --skip-broken-images"
 MAX_ASPECT = 20  # see `crop_elongated`
 UNPROCESSABLE = (ValueError, TypeError, RuntimeError, ZeroDivisionError, LookupError)  # what processors raise
 
@@ -57,9 +58,9 @@ def open_image(path: str | Path, root: str | Path | None = None, row: str = "") 
     except Image.DecompressionBombError:
         raise UserError(f"{source} is too large to open safely: resize it or remove its row.") from None
     except UnidentifiedImageError:
-        raise UserError(f"{source} is not an image in a supported format: replace it or remove its row.") from None
+        raise UserError(f"{source} is not an image in a supported format: {BROKEN_REMEDY}.") from None
     except (OSError, SyntaxError, ValueError) as error:  # the exceptions that Pillow raises for corrupt data
-        raise UserError(f"{source} cannot be decoded ({error}): replace the file or remove its row.") from None
+        raise UserError(f"{source} cannot be decoded ({error}): {BROKEN_REMEDY}.") from None
 
 
 def check_location(path: str | Path, root: str | Path, source: str) -> None:

@@ -32,35 +32,42 @@ class ModelSpec:
     provider: str | None = None  # api: a key of api.providers.PROVIDERS
     prices: tuple[float, float] | None = None  # api: US dollars per million input and output tokens; None: unknown
     benchmarks: tuple[str, ...] | None = None  # the only benchmarks that it can classify; None: any
+    sizes: tuple[int, int] | None = None  # width and layers of the language model, of CLIP's image encoder
+    fingerprints: tuple[str, ...] = ()  # of checkpoints that are known to be this model (runs.provenance.fingerprint)
 
 
 MODELS = {
     spec.key: spec
     for spec in (
-        ModelSpec("llava-1.5-7b", "vlm", "llava-hf/llava-1.5-7b-hf", "LLaVA1.5-7B", "llava", "llava-1.5"),
-        ModelSpec("llava-1.5-13b", "vlm", "llava-hf/llava-1.5-13b-hf", "LLaVA1.5-13B", "llava", "llava-1.5"),
+        ModelSpec("llava-1.5-7b", "vlm", "llava-hf/llava-1.5-7b-hf", "LLaVA1.5-7B", "llava", "llava-1.5",
+                  sizes=(4096, 32)),
+        ModelSpec("llava-1.5-13b", "vlm", "llava-hf/llava-1.5-13b-hf", "LLaVA1.5-13B", "llava", "llava-1.5",
+                  sizes=(5120, 40)),
         ModelSpec("llava-next-vicuna-7b", "vlm", "llava-hf/llava-v1.6-vicuna-7b-hf", "LLaVANeXT-V7B", "llava_next",
-                  "llava-next-vicuna"),
+                  "llava-next-vicuna", sizes=(4096, 32)),
         ModelSpec("llava-next-mistral-7b", "vlm", "llava-hf/llava-v1.6-mistral-7b-hf", "LLaVANeXT-M7B", "llava_next",
-                  "llava-next-mistral"),
-        ModelSpec("blip2-2.7b", "vlm", "Salesforce/blip2-opt-2.7b", "BLIP2-2.7B", "blip-2", "blip", "A"),
+                  "llava-next-mistral", sizes=(4096, 32)),
+        ModelSpec("blip2-2.7b", "vlm", "Salesforce/blip2-opt-2.7b", "BLIP2-2.7B", "blip-2", "blip", "A",
+                  sizes=(2560, 32)),
         ModelSpec("instructblip-7b", "vlm", "Salesforce/instructblip-vicuna-7b", "IBLIP-7B", "instructblip", "blip",
-                  "A"),
+                  "A", sizes=(4096, 32)),
         ModelSpec("instructblip-13b", "vlm", "Salesforce/instructblip-vicuna-13b", "IBLIP-13B", "instructblip", "blip",
-                  "A"),
+                  "A", sizes=(5120, 40)),
         # Newer models: the chat template of the processor formats the prompt. PaliGemma has no chat template, and it
         # answers with the class name alone.
-        ModelSpec("qwen2.5-vl-7b", "vlm", "Qwen/Qwen2.5-VL-7B-Instruct", architecture="qwen2_5_vl"),
-        ModelSpec("qwen3-vl-8b", "vlm", "Qwen/Qwen3-VL-8B-Instruct", architecture="qwen3_vl"),
-        ModelSpec("internvl3-8b", "vlm", "OpenGVLab/InternVL3-8B-hf", architecture="internvl"),
+        ModelSpec("qwen2.5-vl-7b", "vlm", "Qwen/Qwen2.5-VL-7B-Instruct", architecture="qwen2_5_vl", sizes=(3584, 28)),
+        ModelSpec("qwen3-vl-8b", "vlm", "Qwen/Qwen3-VL-8B-Instruct", architecture="qwen3_vl", sizes=(4096, 36)),
+        ModelSpec("internvl3-8b", "vlm", "OpenGVLab/InternVL3-8B-hf", architecture="internvl", sizes=(3584, 28)),
         ModelSpec("llava-onevision-7b", "vlm", "llava-hf/llava-onevision-qwen2-7b-ov-hf",
-                  architecture="llava_onevision"),
-        ModelSpec("smolvlm2-2.2b", "vlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", architecture="smolvlm"),
-        ModelSpec("paligemma2-3b", "vlm", "google/paligemma2-3b-mix-448", None, "paligemma", "paligemma", ""),
-        ModelSpec("gemma3-4b", "vlm", "google/gemma-3-4b-it", architecture="gemma3"),
-        ModelSpec("idefics3-8b", "vlm", "HuggingFaceM4/Idefics3-8B-Llama3", architecture="idefics3"),
-        ModelSpec("pixtral-12b", "vlm", "mistral-community/pixtral-12b", architecture="llava"),
-        ModelSpec("clip-vit-l-336", "clip", "ViT-L-14-336-quickgelu/openai", "CLIP-L"),
+                  architecture="llava_onevision", sizes=(3584, 28)),
+        ModelSpec("smolvlm2-2.2b", "vlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", architecture="smolvlm",
+                  sizes=(2048, 24)),
+        ModelSpec("paligemma2-3b", "vlm", "google/paligemma2-3b-mix-448", None, "paligemma", "paligemma", "",
+                  sizes=(2304, 26)),
+        ModelSpec("gemma3-4b", "vlm", "google/gemma-3-4b-it", architecture="gemma3", sizes=(2560, 34)),
+        ModelSpec("idefics3-8b", "vlm", "HuggingFaceM4/Idefics3-8B-Llama3", architecture="idefics3", sizes=(4096, 32)),
+        ModelSpec("pixtral-12b", "vlm", "mistral-community/pixtral-12b", architecture="llava", sizes=(5120, 40)),
+        ModelSpec("clip-vit-l-336", "clip", "ViT-L-14-336-quickgelu/openai", "CLIP-L", sizes=(1024, 24)),
         ModelSpec("eva-clip-g", "clip", "EVA01-g-14-plus/merged2b_s11b_b114k", "EVA-G"),
         # The paper's APIs. Their ids are retired (--model-id gives another); the prices date from the paper.
         ModelSpec("gpt-4-turbo", "api", "gpt-4-turbo-2024-04-09", "GPT4", provider="openai", prices=(10.0, 30.0)),

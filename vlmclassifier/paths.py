@@ -11,7 +11,7 @@ from vlmclassifier.records import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS = Path(os.environ.get("VLMCLASSIFIER_OUTPUTS", PROJECT_ROOT / "outputs"))  # for example on another disk
-TABLES = ("models", "benchmarks", "trusted_roots")
+TABLES = ("models", "benchmarks", "trusted_roots", "fingerprints")
 
 
 def run_folder(out: Path | None, section: str, name: str, setting: str, several: bool = False) -> Path:
@@ -47,6 +47,11 @@ def trusted_roots() -> list[Path]:
     return [file.parent / Path(entry).expanduser() for entry in _settings(file).get("trusted_roots", {}).values()]
 
 
+def listed_fingerprint(key: str) -> str | None:
+    """The entry `key` of [fingerprints] in paths.toml: the checkpoint that its user has checked; None where none is."""
+    return _settings(_file()).get("fingerprints", {}).get(key)
+
+
 def near_miss(table: str, key: str, known: Collection[str]) -> str:
     """A hint about an unknown entry of paths.toml that looks like `key`; "" where there is none."""
     file = _file()
@@ -77,7 +82,7 @@ def _read_settings(file: Path, changed: int) -> dict[str, dict[str, str]]:
     for table, entries in settings.items():
         if table not in TABLES or not isinstance(entries, dict):
             raise UserError(f"{file} has {table!r}, which nothing reads: entries belong in [models], "
-                            "[benchmarks] or [trusted_roots].")  # fmt: skip
+                            "[benchmarks], [trusted_roots] or [fingerprints].")  # fmt: skip
         wrong = [name for name, value in entries.items() if not isinstance(value, str)]
         if wrong:  # among them a key with a dot outside quotes, which TOML reads as a table
             raise UserError(

@@ -38,7 +38,7 @@ class SettingRun:
     @cached_property
     def run(self) -> Run:
         """The run, opened at the first access, so that an estimate does not create its folder."""
-        return open_run(self.folder, self.config, [example.id for example in self.task.examples])
+        return open_run(self.folder, self.config, self.task.order, labels=self.task.labels)
 
     @property
     def pending(self) -> list[Example]:

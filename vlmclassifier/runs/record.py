@@ -9,7 +9,9 @@ from typing import Any
 from vlmclassifier.records import UserError
 
 FORMAT = 2  # of run folders; format 1 had other fields in run.json and in the rows
-EXTENDABLE_KEYS = ("limit",)  # a larger limit continues the same run
+# No part of a run's identity: a larger limit continues the same run, and so do rows that are added to the manifest or
+# removed from it; the recorded rows that are evaluated no longer are kept.
+EXTENDABLE_KEYS = ("limit", "manifest", "tags", "skipped_images", "verified")
 OPTIONAL_KEYS = ("template",)  # a record without them is taken to agree
 
 

@@ -49,9 +49,12 @@ IN_FLIGHT = 4  # batches that may be written but not yet on the disk
 class Run:
     """One run: `pending` deals out work, `append` records rows, `finish` merges. Made by `open_run`."""
 
-    def __init__(self, folder: Path, order: Sequence[str], width: int = 0) -> None:
+    def __init__(
+        self, folder: Path, order: Sequence[str], width: int = 0, labels: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.order = list(order)
+        self.labels = dict(labels or {})  # id -> label, where recorded rows are to be compared with it
         self.width = width  # of the vector that goes with every row; 0: none
         self.done: set[str] = set()
         self.locks = FolderLocks(folder)
@@ -175,8 +178,9 @@ class Run:
         if self.width and ordered:  # before the rows: the file's own ids say which rows its vectors belong to
             self._write_vectors([row.example_id for row in ordered], vectors, constants)
         replace_file(self.folder / ROWS_FILE, "".join(to_line(row) for row in ordered))
+        recorded = {row.example_id for row in ordered}
         record = read_record(self.folder) | {"rows": len(ordered)}
-        if record["finished"] is None and len(ordered) >= record["target"]:
+        if record["finished"] is None and len(ordered) >= record["target"] and recorded.issuperset(self.order):
             record["finished"] = now()
         write_record(self.folder, record)
         folder = os.open(self.folder, os.O_RDONLY)
@@ -201,6 +205,15 @@ class Run:
     def shard_files(self) -> list[Path]:
         """The part files of all processes."""
         return sorted(self.folder.glob("part-*.jsonl"))
+
+    def _check_labels(self, rows: Sequence[Prediction]) -> None:
+        """Raise UserError for a recorded row whose label is not the manifest's."""
+        for row in rows:
+            if (label := self.labels.get(row.example_id, row.label)) != row.label:
+                raise UserError(
+                    f"{self.folder} holds an answer about {row.example_id} with the label {row.label!r}, which is "
+                    f"{label!r} in the manifest now: remove the folder, or choose another one (--out)."
+                )
 
     def _open_shard(self) -> None:
         """Take the first part file that no living process holds: its torn last line goes, its rows count as done."""
@@ -234,21 +247,27 @@ class Run:
                     offset = offset if inode == stat.st_ino and stat.st_size >= offset else 0
                     if stat.st_size > offset:
                         rows, offset = parse_rows(file, offset)
+                        self._check_labels(rows)
                         self.done.update(row.example_id for row in rows)
                         self._offsets[file] = (stat.st_ino, offset)
                 except FileNotFoundError:  # merged by another process since it was listed
                     continue
 
 
-def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: int = 0) -> Run:
+def open_run(
+    folder: Path, config: dict[str, Any], order: Sequence[str], width: int = 0, *,
+    labels: Mapping[str, str] | None = None, batch_size: int | None = None,
+) -> Run:  # fmt: skip
     """Open or continue the run in `folder`; `order` is the list of example ids in evaluation order.
 
-    `width`: length of the vector that goes with every row; 0: none. A run without a row, of a command that failed, is
-    replaced by one of another configuration or fewer rows. Raises UserError when the folder holds a run of another
-    configuration (the difference is shown), of an older format, or rows that cannot be read.
+    `width`: length of the vector that goes with every row; 0: none. `labels`: id -> label of the order. `batch_size`:
+    is noted in run.json. A run without a row, of a command that failed, is replaced by one of another configuration or
+    fewer rows. After a change of the manifest the run goes on with the new order: recorded rows outside of it are kept
+    behind the others and not scored. Raises UserError when the folder holds a run of another configuration (the
+    difference is shown), of other labels, of an older format, or rows that cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, order, width)
+    run = Run(folder, order, width, labels)
     with run.locks.whole_folder():
         record = read_record(folder) if (folder / "run.json").exists() else None
         if record is not None and _is_replaceable(record, config, order, folder) and run.locks.acquire(ALIVE_BYTE):
@@ -265,11 +284,14 @@ def open_run(folder: Path, config: dict[str, Any], order: Sequence[str], width: 
         if record is None and run.done:
             raise UserError(f"{folder} holds rows but no run.json to say what they are: move the folder away.")
         record = record or new_record(config)
-        if len(order) > record["target"]:  # a larger limit goes on; a smaller one does not shrink the run
-            record |= {"config": config, "target": len(order), "finished": None}
+        is_changed = record["config"].get("manifest") != config.get("manifest")
+        if len(order) > record["target"] or is_changed:  # a larger limit goes on; a smaller one does not shrink the run
+            finished = record["finished"] if run.complete and is_changed else None
+            record |= {"config": config, "target": len(order), "finished": finished}
         if not run.complete:
             record.pop("not_applicable", None)
             session = {"versions": versions(), "git_commit": git_commit()}
+            session |= {} if batch_size is None else {"batch_size": batch_size}
             if session not in record["sessions"]:
                 record["sessions"].append(session)
         write_record(folder, record)
@@ -330,14 +352,19 @@ def _acquire_in_all(runs: Sequence[Run], start: int) -> bool:
 
 
 def read_rows(folder: Path) -> list[Prediction]:
-    """The merged rows of a run folder. Raises UserError when they cannot be read."""
+    """All merged rows of a run folder. Raises UserError when they cannot be read."""
     file = folder / ROWS_FILE
     return parse_rows(file)[0] if file.exists() else []
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[Prediction]]:
-    """The record and the merged rows of a run folder. Raises UserError when either cannot be read."""
-    return read_record(folder), read_rows(folder)
+    """The record and the evaluated rows of a run folder. Raises UserError when either cannot be read.
+
+    Behind the evaluated rows the file may have others, which a change of the manifest has left out.
+    """
+    record = read_record(folder)
+    rows = read_rows(folder)
+    return record, rows[: record["target"]] if record["finished"] else rows
 
 
 def recorded_rows(folder: Path, config: dict[str, Any]) -> list[Prediction]:

@@ -18,7 +18,7 @@ from vlmclassifier.scoring.guidance import BLOCK, GRID, Scoring, best_t, curve, 
 
 PRIORS = {"no_image": "", "mean": "_mean_prior"}  # of guidance -> what its settings' names end with
 SCORES = {"sum": ("prob_sum", False), "mean": ("prob_avg", True)}  # score -> setting of paper.csv, per token
-SAME_RUN_KEYS = ("model", "checkpoint", "dtype", "benchmark", "manifest", "template", "wording", "answer_prefix",
+SAME_RUN_KEYS = ("model", "checkpoint", "dtype", "benchmark", "template", "wording", "answer_prefix",
                  "paper_tokenisation", "classes")  # fmt: skip
 
 
@@ -124,9 +124,10 @@ def read_ranking(folder: Path) -> Ranking:
             f"{folder} holds log-probabilities that are not finite: remove it and run again with --dtype bfloat16 or "
             "float32."
         )
+    rows, sums = rows[: record["target"]], tensors[ROWS][: record["target"]]
     place = {name: number for number, name in enumerate(dict.fromkeys(config["classes"]))}
     truth = np.array([place[row.label] for row in rows])
-    return Ranking(config, rows, tensors[ROWS], tensors["lengths"], tensors["prior"], truth)
+    return Ranking(config, rows, sums, tensors["lengths"], tensors["prior"], truth)
 
 
 def is_train_run_of(train: dict[str, Any], config: dict[str, Any]) -> bool:

@@ -9,14 +9,14 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmclassifier.models import display_name
+from vlmclassifier.models import MODELS, display_name
 from vlmclassifier.prompts import PromptSetting
 from vlmclassifier.records import Prediction, Score, UserError
-from vlmclassifier.runs import OldFormatError, has_rows, read_record, read_rows
+from vlmclassifier.runs import OldFormatError, has_rows, read_record, read_run
 from vlmclassifier.runs.store import ROWS_FILE
 from vlmclassifier.runs.vectors import VALUES
 from vlmclassifier.scoring.differences import Difference, differences
@@ -78,7 +78,8 @@ def score_run(
         if record["config"]["kind"] == "ranking":
             run = _score_ranking(folder, record, train)
         else:
-            run = _score_answers(folder, record, read_rows(folder) if rows is None else rows, encoder)
+            evaluated = read_run(folder)[1] if rows is None else rows[: record["target"]]
+            run = _score_answers(folder, record, evaluated, encoder)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{folder / 'run.json'} is not a finished run ({error!r}): move the folder away.") from None
     if encoder is None:
@@ -112,7 +113,7 @@ def _score_ranking(folder: Path, record: dict[str, Any], train: Path | None) -> 
         run.guidance.extend(_guidance_rows(ranking, suffix))
         run.chosen_t.extend(_chosen_t_row(config, variant, suffix) for variant in variants if variant.chosen_on)
     else:
-        rows = read_rows(folder)
+        rows = read_run(folder)[1]
         variants = [searched_variant(config, rows)]
     for variant in variants:
         among_five = None if variant.top5 is None else variant.top5.tolist()
@@ -177,6 +178,8 @@ def collect_runs(
             records[folder] = record
     cells: dict[Cell, tuple[tuple, ScoredRun, list[Score]]] = {}
     finished: list[ScoredRun] = []
+    tag_of_weights = _weights_tags([record["config"] for record in records.values()])
+    collected.notes += _unverified([record["config"] for record in records.values()])
     for folder, record in records.items():
         config = record["config"]
         if "not_applicable" in record:
@@ -185,7 +188,14 @@ def collect_runs(
         elif record["finished"] is None:
             collected.notes.append(_unfinished(folder, record))
         else:
+            if outside := record["rows"] - record["target"]:
+                collected.notes.append(
+                    f"{folder.name}: {outside} recorded answers are kept and not scored, because the manifest no "
+                    "longer has their images in the evaluation."
+                )
             run = score_run(folder, None, encoder, _train_folder(config, records))
+            if tag := tag_of_weights.get(config.get("checkpoint")):
+                run = replace(run, scores=[replace(score, tags=(*score.tags, tag)) for score in run.scores])
             finished.append(run)
             if not (config["kind"] == "ranking" and config["split"] == "train"):
                 _keep_the_largest(cells, run, collected.notes)
@@ -193,6 +203,34 @@ def collect_runs(
     counting = {run.folder for _, run, _ in cells.values()}
     collected.runs = [run for run in finished if run.folder in counting or run.config["kind"] == "ranking"]
     return collected
+
+
+def _weights_tags(configs: Sequence[dict[str, Any]]) -> dict[str | None, str]:
+    """A tag for every checkpoint of a model that has runs of several, so that they do not share a cell.
+
+    A checkpoint that is verified as the registered model needs none.
+    """
+    of_model: dict[str, set[str]] = {}
+    for config in configs:
+        if config.get("checkpoint"):
+            of_model.setdefault(config["model"], set()).add(config["checkpoint"])
+    verified = {config["checkpoint"] for config in configs if config.get("verified")}
+    several = [checkpoint for checkpoints in of_model.values() if len(checkpoints) > 1 for checkpoint in checkpoints]
+    return {checkpoint: f"weights {checkpoint[:8]}" for checkpoint in several if checkpoint not in verified}
+
+
+def _unverified(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """A note for every checkpoint that passes for a registered model and is not listed for it."""
+    found = {}
+    for config in configs:
+        spec = MODELS.get(config.get("model"))
+        if spec and spec.source and config.get("checkpoint") and not (config.get("verified") or config["tags"]):
+            found[config["model"], config["checkpoint"]] = None
+    return [
+        f"{display_name(model)} is unverified: the fingerprint of its weights is listed nowhere; if you trust them, "
+        f'write "{model}" = "{checkpoint}" into [fingerprints] of paths.toml.'
+        for model, checkpoint in found
+    ]
 
 
 def _keep_the_largest(
