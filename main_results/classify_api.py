@@ -62,6 +62,10 @@ class Args(PromptArgs, DataArgs):
     """Attempts after the first, for errors that may pass (429, 5xx, time-outs, lost connections)."""
     prices: tuple[float, float] | None = None
     """US dollars for a million tokens in and out, for the estimate; known for the paper's models only."""
+    reasoning_effort: str | None = None
+    """How much a reasoning model thinks, such as none, minimal, low, medium or high; for OpenAI's interface."""
+    accept_unanswered: bool = False
+    """End the run with the images that have an answer, after sending the others once more; the table says how many."""
     estimate_only: bool = False
     """Print the estimate and stop; needs no key."""
     write_batch: Path | None = None
@@ -86,7 +90,9 @@ def main(args: Args) -> None:
     offline = args.write_batch is not None or bool(args.read_batch)
     if offline and spec.provider != "openai":
         raise UserError(f"Batch files are OpenAI's, {spec.key} is {spec.provider}'s: leave the option out.")
-    settings = Settings(args.max_new_tokens, args.temperature, args.timeout, args.retries)
+    if args.reasoning_effort and spec.provider != "openai":
+        raise UserError(f"--reasoning-effort is of OpenAI's interface, {spec.key} is {spec.provider}'s: leave it out.")
+    settings = Settings(args.max_new_tokens, args.temperature, args.timeout, args.retries, args.reasoning_effort)
     if not args.estimate_only:  # a missing key is reported before anything is written
         api = load_api(spec, settings, args.base_url, args.key_variable, keyless=offline)
     task = args.load_evaluation()
@@ -116,11 +122,12 @@ def main(args: Args) -> None:
                 title = f"{spec.key} on {task.benchmark.title}, {run.setting.name}"
                 failures.append(run.send_pending(api, args.concurrency, title))
         finally:  # also after Ctrl-C and a refused key: what came is merged, and its cost is printed
-            finish(run, prices, bool(args.read_batch))
+            finish(run, prices, bool(args.read_batch), args.accept_unanswered)
         if failures and failures[-1].stop.is_set():
             break  # the server is down, or every image would get the same error
-    for tracker in failures:
-        tracker.check()
+    if not args.accept_unanswered or any(not run.run.complete for run in runs):
+        for tracker in failures:
+            tracker.check()
 
 
 def check(args: Args) -> None:
@@ -150,7 +157,7 @@ def setting_run(args: Args, spec: ModelSpec, task: Evaluation, setting: PromptSe
     config = run_config(
         "classify_api", "api", spec, task, args.limit, setting=setting, tags=tags, provider=spec.provider,
         model_id=spec.source, base_url=args.base_url, max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature, max_side=args.max_side,
+        temperature=args.temperature, max_side=args.max_side, reasoning_effort=args.reasoning_effort,
     )  # fmt: skip
     folder = run_folder(args.out, "main_results", args.name or run_name(spec, task), setting.name, several)
     return SettingRun(setting, task, config, folder, args.max_side)
@@ -169,15 +176,15 @@ def record_batches(api: "Api", runs: "Sequence[SettingRun]", files: tuple[Path, 
         run.record_results(results)
 
 
-def finish(run: "SettingRun", prices: Sequence[float] | None, from_batch: bool) -> None:
+def finish(run: "SettingRun", prices: Sequence[float] | None, from_batch: bool, accept_unanswered: bool) -> None:
     """Merge the run, print what its answers took, score it when it is complete."""
-    rows, usage = run.finish(prices)
+    rows, usage = run.finish(prices, accept_unanswered)
     if run.run.complete:
         cli.report(score_run(run.folder, rows), "python main_results/table.py")
     else:
         without = "without --read-batch " if from_batch else ""
         print(f"{run.setting.name}: {len(rows)} of {len(run.run.order)} images have an answer; {without}the same "
-              "command sends the others.")  # fmt: skip
+              "command sends the others, and --accept-unanswered ends the run without them.")  # fmt: skip
     print(f"Used: {usage.sentence(prices)}")
 
 

@@ -92,6 +92,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send(400, error_body(self.path, 400, text, code="content_policy_violation"))
         elif scenario == "half a character":
             self.send(200, json.dumps(answer_body(self.path, body, "ok", "a cat \ud83d")).encode())
+        elif isinstance(scenario, dict):  # a response as it is: its status and its body
+            self.send(scenario["status"], json.dumps(scenario["body"]).encode())
+        elif callable(scenario):  # decides by the request
+            self.respond(scenario(self, body), body, key, image)
         elif isinstance(scenario, tuple):  # an error status with a Retry-After
             status, delay = scenario
             self.send(status, error_body(self.path, status, "slow down"), {"Retry-After": str(delay)})

@@ -10,7 +10,7 @@ from api_server import KEY, Server
 from conftest import noise
 from PIL import Image
 
-from vlmclassifier.api import Settings, TransientError, encode_jpeg, load_api
+from vlmclassifier.api import Settings, TransientError, check_base_url, encode_jpeg, load_api
 from vlmclassifier.api.batches import custom_id, read_batch, write_batches
 from vlmclassifier.api.concurrency import MAX_CONSECUTIVE_FAILURES, FailureTracker, run_in_threads
 from vlmclassifier.api.costs import Usage, estimated_usage, image_tokens, recorded_usage
@@ -77,6 +77,111 @@ def test_slow_responses_time_out(provider, scenario):
     with Server(lambda image, call: scenario) as server, pytest.raises(TransientError, match="(?i)time"):
         connect(provider, server, timeout=0.3, retries=1).ask(JPEG, "What is it?")
     assert sum(server.calls.values()) == 2
+
+
+REFUSING = [  # by status and body: what servers send about an image that they do not want to see
+    (403, {"code": "The caller does not have permission", "error": "Content violates usage guidelines."}),  # xAI
+    (403, {"error": {"code": 403, "message": "Your chosen model requires moderation and your input was flagged",
+                     "metadata": {"reasons": ["violence"], "flagged_input": "a"}}}),  # OpenRouter
+    (400, {"error": {"code": "data_inspection_failed", "message": "Input data may contain inappropriate content."}}),
+    (400, {"error": {"code": "content_filter", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}),  # Azure
+    (422, {"error": {"message": "blocked by our safety system"}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "body"), REFUSING)
+def test_a_refused_image_is_recorded_as_refused_whatever_the_status(status, body, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with Server(lambda image, call: {"status": status, "body": body}) as server:
+        text, reply = connect("openai", server).ask(JPEG, "What is it?")
+    assert (text, reply.finish) == ("", "refusal")
+
+
+def test_403_is_about_the_key_only_until_the_first_answer(provider):
+    with Server(lambda image, call: 403 if call != 2 else "ok") as server:
+        api = connect(provider, server, retries=0)
+        with pytest.raises(UserError, match="refuses the key"):
+            api.ask(JPEG, "What is it?")
+        assert api.ask(JPEG, "What is it?")[0] == "a photo of a cat"
+        with pytest.raises(TransientError, match="403"):
+            api.ask(JPEG, "What is it?")
+
+
+def completion(content, reason="stop", **more):
+    message = {"role": "assistant", "content": content} | more
+    choice = {"index": 0, "finish_reason": reason, "message": message}
+    usage = {"prompt_tokens": 100, "completion_tokens": 7}
+    return {"status": 200, "body": {"model": "m", "choices": [choice], "usage": usage}}
+
+
+@pytest.mark.parametrize(
+    ("response", "text", "finish"),
+    [
+        (completion([{"type": "text", "text": "a "}, {"type": "text", "text": "cat"}]), "a cat", "stop"),
+        (completion([{"type": "thinking", "thinking": "dog?"}, {"type": "text", "text": "cat"}]), "cat", "stop"),
+        (completion(None, "length", reasoning_content="daisy, tulip"), "", "length"),
+        (completion(None), "", "empty"),
+    ],
+)
+def test_answers_in_other_forms_are_read(response, text, finish, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with Server(lambda image, call: response) as server:
+        answer, reply = connect("openai", server).ask(JPEG, "What is it?")
+    assert (answer, reply.finish) == (text, finish) and sum(server.calls.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        ({"status": 200, "body": {"error": {"message": "provider overloaded", "code": 502}}}, "provider overloaded"),
+        ({"status": 200, "body": {"choices": [], "model": "m"}}, "the server's error"),
+        (completion("half a", "error"), "ended the answer with an error"),
+    ],
+)
+def test_errors_with_status_200_are_repeated_and_their_message_is_shown(response, message, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with Server(lambda image, call: response if call == 1 else "ok") as server:
+        assert connect("openai", server).ask(JPEG, "What is it?")[0] == "a photo of a cat"
+    with Server(lambda image, call: response) as server, pytest.raises(TransientError, match=message):
+        connect("openai", server, timeout=0.3).ask(JPEG, "What is it?")
+
+
+@pytest.mark.parametrize("wanted", ["max_completion_tokens", "max_tokens"])
+def test_the_name_of_the_token_limit_is_learnt_from_the_server(wanted, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    received = []
+
+    def plan(handler, body):
+        received.append(wanted in body)
+        other = {"max_tokens", "max_completion_tokens"} & set(body)
+        text = f"Unsupported parameter: '{other}' is not supported with this model. Use '{wanted}' instead."
+        return "ok" if wanted in body else {"status": 400, "body": {"error": {"message": text, "code": "unsupported"}}}
+
+    with Server(lambda image, call: plan) as server:
+        api = connect("openai", server, max_new_tokens=9)
+        api.limit_name = next(name for name in ("max_tokens", "max_completion_tokens") if name != wanted)
+        for _ in range(2):
+            assert api.ask(JPEG, "What is it?")[0] == "a photo of a cat"
+    assert received == [False, True, True]
+
+
+@pytest.mark.parametrize("path", ["/openai/v1", "/openai/deployments/some-model"])
+def test_azures_address_keeps_its_version(path, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    paths, efforts = [], []
+
+    def plan(handler, body):
+        paths.append(handler.path)
+        efforts.append(body.get("reasoning_effort"))
+        return "ok"
+
+    with Server(lambda image, call: plan) as server:
+        url = f"{server.url}{path}?api-version=2024-10-21"
+        check_base_url(url)
+        spec = find_api("some-model", base_url=url)
+        settings = Settings(timeout=5.0, reasoning_effort="low")
+        assert load_api(spec, settings, url, "TEST_KEY").ask(JPEG, "What is it?")[0] == "a photo of a cat"
+    assert paths == [f"{path}/chat/completions?api-version=2024-10-21"] and efforts == ["low"]
 
 
 def test_a_web_page_instead_of_a_response_ends_the_run(provider):

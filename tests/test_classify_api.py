@@ -162,6 +162,23 @@ def test_images_that_always_fail_do_not_block_others(benchmark, tmp_path):
         assert len(json.loads((tmp_path / f"run-{setting}" / "unanswered.json").read_text())) == 1
 
 
+def test_a_paid_run_ends_without_the_images_that_never_get_an_answer(benchmark, tmp_path):
+    """One image fails for ever; without the option the run stays open, with it the table says what is missing."""
+    out = tmp_path / "runs" / "run"
+    with Server(lambda image, call: 400 if list(server.calls).index(image) == 3 else "ok") as server:
+        first = classify(benchmark, server, out, "--concurrency", "1", check=False)
+        assert first.returncode == 1 and "--accept-unanswered ends the run without them" in first.stdout
+        done = classify(benchmark, server, out, "--accept-unanswered")
+        assert f"n={COUNT - 1}" in done.stdout and f"1 of {COUNT} images unanswered" in done.stdout
+        record, rows = read_run(out)
+        assert record["finished"] and record["target"] == len(rows) == COUNT - 1
+        assert max(server.answered.values()) == 1
+        server.plan = lambda image, call: "ok"
+        classify(benchmark, server, out)  # without the option the same command sends the last one
+    record, rows = read_run(out)
+    assert len(rows) == COUNT and not any("unanswered" in tag for tag in record["config"]["tags"])
+
+
 @pytest.mark.parametrize("scenario", ["wrong key", "used up"])
 def test_a_refused_key_ends_the_run_and_recorded_answers_are_kept(benchmark, tmp_path, scenario):
     with Server(lambda image, call: "ok" if sum(server.calls.values()) <= 10 else scenario) as server:

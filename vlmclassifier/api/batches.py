@@ -72,7 +72,7 @@ def read_batch(api: OpenAI, file: Path) -> Iterator[tuple[str, str, Reply | None
             request_id, response, error = values["custom_id"], values["response"], values.get("error")
             if error or response["status_code"] != 200:
                 text, reply = api.redact(error or response["body"]), None
-                if response and response["status_code"] == 400 and is_refusal(json.dumps(response["body"])):
+                if response and 400 <= response["status_code"] < 500 and is_refusal(json.dumps(response["body"])):
                     text, reply = "", Reply("refusal", api.model, 0, 0)
             else:
                 text, reply = api.parse(response["body"])

@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
@@ -21,10 +21,12 @@ from vlmclassifier.records import Reply, UserError
 
 JPEG_QUALITY = 95
 READ_ATTEMPTS = 3  # requests until a response can be parsed: the SDKs do not repeat a request with an invalid response
-REFUSALS = (  # in the message of an error 400
+REFUSALS = (  # in the body of an error 4xx, in lower case: the server refuses this image, others may be answered
     "content_policy", "content_filter", "content management policy", "content filtering policy", "safety system",
-    "invalid_prompt", "usage policy",
+    "invalid_prompt", "usage policy", "usage guidelines", "responsibleaipolicy", "data_inspection_failed",
+    "datainspectionfailed", "inappropriate content", "was flagged", "flagged_input", "moderation",
 )  # fmt: skip
+NO_REFUSAL = (401, 404, 408, 429)  # what these mean is not about the image
 # Errors that do not pass with time, unlike a rate limit.
 QUOTA_EXHAUSTED = ("insufficient_quota", "credit balance is too low")
 KEY = re.compile(r"[!-~]+")  # the characters that an HTTP header can contain
@@ -43,6 +45,7 @@ class Settings:
     temperature: float | None = None  # None: the server's default
     timeout: float = 120.0  # seconds: for the headers of a response, between two pieces of it, and for its whole body
     retries: int = 5
+    reasoning_effort: str | None = None  # None: the server's default
 
 
 class Api:
@@ -58,6 +61,7 @@ class Api:
         self.base_url = base_url or self.default_url
         self.host = urlsplit(self.base_url).netloc.rpartition("@")[2]
         self.key_variable, self._key = "", ""
+        self.has_answered = False  # whether the server has accepted the key for some image
         if not keyless:
             self.key_variable, self._key = find_key(self, base_url, key_variable)
         self.client = self.connect()
@@ -76,6 +80,7 @@ class Api:
                     return "", refusal
                 parsing_error = error
             else:
+                self.has_answered = True
                 try:
                     return self.parse(response)
                 except Exception as error:  # a server may send JSON of any structure
@@ -99,10 +104,14 @@ class Api:
         codes = (getattr(error, "status_code", None), getattr(error, "code", None))
         status = next((code for code in codes if isinstance(code, int)), None)
         message = self.redact(error)
-        full_text = f"{error} {codes[1]}"  # the code of OpenAI's errors is more specific than the message
+        # The code of OpenAI's errors is more specific than the message; other servers have details in the body only.
+        full_text = f"{error} {codes[1]} {getattr(error, 'body', '')}"
         if isinstance(error, ValueError) and status is None:
             return None
-        is_key_refused = status in (401, 403) or "API_KEY_INVALID" in full_text or "API key not valid" in full_text
+        if status is not None and 400 <= status < 500 and status not in NO_REFUSAL and is_refusal(full_text):
+            return Reply("refusal", self.model, 0, 0)
+        is_key_refused = status == 401 or "API_KEY_INVALID" in full_text or "API key not valid" in full_text
+        is_key_refused |= status == 403 and not self.has_answered  # later, it is about this image
         if is_key_refused and not self.key_variable:
             raise UserError(
                 f"{self.host} requires a key ({status}: {message}): set an environment variable to the key and pass "
@@ -127,8 +136,6 @@ class Api:
                 f"The credit of the account at {self.host} is used up ({status}: {message}): add credit and run the "
                 "same command again; recorded answers are kept."
             ) from None
-        if status == 400 and is_refusal(full_text):
-            return Reply("refusal", self.model, 0, 0)
         error_type = type(error).__name__
         prefix = f"no connection to {self.host}: " if error_type in ("APIConnectionError", "ConnectError") else ""
         raise TransientError(f"{prefix}{status or error_type}: {message}") from None
@@ -137,7 +144,7 @@ class Api:
         """The SDK's response as plain values. Raises JSONDecodeError for a text that is not JSON."""
         if isinstance(response, str):
             raise json.JSONDecodeError("no JSON", response, 0)
-        return response.model_dump(mode="json")
+        return response.model_dump(mode="json", warnings=False)
 
     def redact(self, message: object) -> str:
         """The first 200 characters of a message of an SDK or a server, without the key."""
@@ -170,7 +177,7 @@ def check_base_url(url: str) -> None:
         raise UserError(f"--base-url {url} is no address ({error}): write it as http://HOST:PORT/v1.") from None
     if address.scheme not in ("http", "https") or not address.netloc:
         raise UserError(f"--base-url {url} is no address: write it as http://HOST:PORT/v1.")
-    if "@" in address.netloc or address.query:
+    if "@" in address.netloc or set(parse_qs(address.query)) - {"api-version"}:
         raise UserError(
             "--base-url holds a name, a key or a query, which would be written down: put the key into an environment "
             "variable and name that with --key-variable."
@@ -209,8 +216,8 @@ def find_key(api: Api, base_url: str | None, key_variable: str | None) -> tuple[
 
 
 def is_refusal(message: str) -> bool:
-    """Whether the message of an error 400 means that the server refuses to answer about this image."""
-    return any(phrase in message for phrase in REFUSALS)
+    """Whether the body of an error means that the server refuses to answer about this image."""
+    return any(phrase in message.lower() for phrase in REFUSALS)
 
 
 def make_reply(
@@ -219,10 +226,10 @@ def make_reply(
     """The values of a response other than its text, in the same form for all servers."""
     if is_refused:
         finish = "refusal"
-    elif not text.strip():
-        finish = "empty"
+    elif is_truncated:  # also without a text: a reasoning model has spent all tokens on its thought
+        finish = "length"
     else:
-        finish = "length" if is_truncated else "stop"
+        finish = "stop" if text.strip() else "empty"
     return Reply(finish, model, input_tokens, output_tokens)
 
 

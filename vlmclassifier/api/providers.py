@@ -2,11 +2,14 @@
 
 import base64
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from vlmclassifier.api.client import Api, Settings, make_reply
 from vlmclassifier.api.http import bounded_client
 from vlmclassifier.models import ModelSpec
 from vlmclassifier.records import Reply
+
+LIMIT_NAMES = ("max_tokens", "max_completion_tokens")  # of the token limit, by age
 
 
 class OpenAI(Api):
@@ -18,11 +21,18 @@ class OpenAI(Api):
     def connect(self) -> Any:
         import openai
 
-        settings = self.settings
-        return openai.OpenAI(
-            api_key=self._key or "none", base_url=self.base_url, max_retries=settings.retries,
-            timeout=settings.timeout, http_client=bounded_client(settings.timeout),
-        )  # fmt: skip
+        # OpenAI's reasoning models require the newer name; other servers may support only the older one.
+        self.limit_name = "max_completion_tokens" if self.base_url == self.default_url else "max_tokens"
+        settings, address = self.settings, urlsplit(self.base_url)
+        options = {
+            "api_key": self._key or "none", "base_url": address._replace(query="").geturl(),
+            "max_retries": settings.retries, "timeout": settings.timeout,
+            "http_client": bounded_client(settings.timeout),
+        }  # fmt: skip
+        version = parse_qs(address.query).get("api-version")
+        if version and not address.path.rstrip("/").endswith("/v1"):  # Azure's older form: .../openai/deployments/MODEL
+            return openai.AzureOpenAI(api_version=version[0], **options)
+        return openai.OpenAI(default_query={"api-version": version[0]} if version else None, **options)
 
     def request(self, jpeg: bytes, question: str) -> dict[str, Any]:
         data = base64.b64encode(jpeg).decode()
@@ -30,22 +40,38 @@ class OpenAI(Api):
         content = [{"type": "text", "text": question}, image]
         arguments = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         if self.settings.max_new_tokens is not None:
-            # OpenAI's reasoning models require the newer name; other servers may support only the older one.
-            limit = "max_completion_tokens" if self.base_url == self.default_url else "max_tokens"
-            arguments[limit] = self.settings.max_new_tokens
+            arguments[self.limit_name] = self.settings.max_new_tokens
         if self.settings.temperature is not None:
             arguments["temperature"] = self.settings.temperature
+        if self.settings.reasoning_effort is not None:
+            arguments["reasoning_effort"] = self.settings.reasoning_effort
         return arguments
 
     def send(self, jpeg: bytes, question: str) -> Any:
-        return self.to_dict(self.client.chat.completions.create(**self.request(jpeg, question)))
+        import openai
+
+        limit_name = self.limit_name
+        try:
+            return self.to_dict(self.client.chat.completions.create(**self.request(jpeg, question)))
+        except openai.BadRequestError as error:
+            other = next(name for name in LIMIT_NAMES if name != limit_name)
+            if self.settings.max_new_tokens is None or limit_name not in str(error) or other not in str(error):
+                raise
+            self.limit_name = other  # for all later requests
+            return self.to_dict(self.client.chat.completions.create(**self.request(jpeg, question)))
 
     def parse(self, response: dict[str, Any]) -> tuple[str, Reply]:
         """The text and the other values of a response, also of one in the results of a batch."""
+        if not response.get("choices"):  # some servers send their errors with the status 200
+            raise ValueError(f"the server's error: {response.get('error') or response}")
         choice, usage = response["choices"][0], response.get("usage") or {}
         message, reason = choice["message"], choice.get("finish_reason")
+        if reason == "error":
+            raise ValueError(f"the server ended the answer with an error: {choice.get('error') or message}")
         is_refused = bool(message.get("refusal")) or reason == "content_filter"
         text = message.get("content") or message.get("refusal") or ""
+        if isinstance(text, list):  # parts, among which thoughts may be
+            text = "".join(part.get("text") or "" for part in text if part.get("type") == "text")
         model = response.get("model") or self.model
         input_tokens, output_tokens = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
         return text, make_reply(text, is_refused, reason == "length", model, input_tokens, output_tokens)

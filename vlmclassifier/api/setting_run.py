@@ -151,11 +151,16 @@ class SettingRun:
         prompts = [self.prompt(example) for example in self.task.examples if example.id not in done]
         return estimated_usage(provider, prompts, sizes, self.max_side, recorded_usage(rows))
 
-    def finish(self, prices: Sequence[float] | None) -> tuple[list[Prediction], Usage]:
+    def finish(
+        self, prices: Sequence[float] | None, accept_unanswered: bool = False
+    ) -> tuple[list[Prediction], Usage]:  # fmt: skip
         """Merge the run and write its usage to usage.json. Returns the rows and the usage.
 
-        `prices`: US dollars per million input tokens and per million output tokens; None: unknown.
+        `accept_unanswered`: the run ends with the images that have an answer. `prices`: US dollars per million input
+        tokens and per million output tokens; None: unknown.
         """
+        if accept_unanswered:
+            self.run.accept_unanswered()
         rows = self.run.finish()
         usage = recorded_usage(rows)
         dollars = round(usage.cost(prices), 6) if prices else None

@@ -153,6 +153,22 @@ class Run:
         self.locks.close()
         return merged
 
+    def accept_unanswered(self) -> None:
+        """End the run with the examples that have a row by now; a tag says how many have none.
+
+        The command without this goes on with the others.
+        """
+        with self.locks.whole_folder():
+            self.read_new_rows()
+            answered = [i for i in self.order if i in self.done]
+            if not answered or len(answered) == len(self.order):
+                return
+            record = read_record(self.folder)
+            tag = f"{len(self.order) - len(answered)} of {len(self.order)} images unanswered"
+            record["config"]["tags"] = [*record["config"]["tags"], tag]
+            write_record(self.folder, record | {"target": len(answered)})
+            self.order = answered
+
     def not_applicable(self, reason: str) -> None:
         """Note in run.json why this cell stays empty, for the tables."""
         with self.locks.whole_folder():
