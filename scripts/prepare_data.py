@@ -3,7 +3,7 @@
     python scripts/prepare_data.py flowers
     python scripts/prepare_data.py cars --archives DIR              # its official address is dead: DIR has the files
     python scripts/prepare_data.py caltech --paper-manifests DIR    # the paper's split: a checkout of its repository
-    python scripts/prepare_data.py imagenet --archives DIR
+    python scripts/prepare_data.py imagenet --archives DIR          # the official files, or Kaggle's download, unpacked
     python scripts/prepare_data.py cars --dataset OWNER/NAME        # on the hub, or a local folder of parquet files
     python scripts/prepare_data.py caltech --folder DIR             # DIR/CLASS/*.jpg or DIR/SPLIT/CLASS/*.jpg
 
@@ -23,6 +23,7 @@ import tyro
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import BENCHMARKS, Benchmark, class_names, find_manifest
+from vlmclassifier.images import check_location
 from vlmclassifier.paths import PROJECT_ROOT, local_path
 from vlmclassifier.preparing.copies import read_dataset, read_folder
 from vlmclassifier.preparing.downloads import MissingFileError
@@ -50,7 +51,8 @@ class Args:
     unpack_into: Path | None = None
     """With --archives: another folder to unpack and download into, for a folder that cannot be written to."""
     dataset: str | None = None
-    """Instead of the archives: a Hugging Face datasets repository, or a local folder or file of parquet."""
+    """Instead of the archives: a Hugging Face datasets repository, or a local copy: a folder or file of parquet,
+    webdataset (*.tar) or TSV with base64 images, or a folder of datasets.save_to_disk."""
     folder: Path | None = None
     """Instead of the archives: a folder with one folder of images per class, or with such folders in one per split."""
     paper_manifests: Path | None = None
@@ -88,6 +90,8 @@ def main(args: Args) -> None:
         class_list: json.dumps(list(names), ensure_ascii=False, indent=2) + "\n",
         manifest: manifest_text(rows, names, root, note),
     }
+    for row in rows:  # what the scripts would refuse to open must not be in a manifest
+        check_location(row.image, root, str(row.image))
     write_files(texts, args.overwrite)
     counts = ", ".join(f"{split} {count:,}" for split, count in split_counts(rows).items())
     print(f"{benchmark.title}: {len(rows):,} rows ({counts}) of {len(set(names))} class names")
@@ -172,6 +176,8 @@ def data_root(args: Args, rows: list[Row]) -> Path:
     if args.archives:
         candidates.append(absolute(args.archives))
     first = rows[0].image
+    if first.is_symlink():  # a hub cache: snapshots/X/... are links into blobs/ beside it
+        candidates += [parent for parent in first.parents if (parent / "blobs").is_dir()]
     for root in candidates:
         # Through a link, the image may be outside the folder: the scripts would refuse to open it.
         if first.is_relative_to(root) and first.resolve().is_relative_to(root.resolve()):

@@ -1,13 +1,17 @@
 """Protects: the registry's agreement with the paper, and the error messages for unusable checkpoints."""
 
 import csv
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from conftest import run_script
 
+from vlmclassifier import load_vlm
 from vlmclassifier.api.providers import PROVIDERS
 from vlmclassifier.benchmarks import BENCHMARKS, find_manifest
+from vlmclassifier.devices import resolve_device
 from vlmclassifier.models import (
     MODELS,
     checkpoint_folder,
@@ -74,6 +78,43 @@ def test_unusable_checkpoints_are_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert local_checkpoint(llava, tmp_path) == tmp_path
     assert local_checkpoint(clip, tmp_path / "model.safetensors") == tmp_path / "model.safetensors"
+
+
+def test_an_adapter_is_refused_alone_and_beside_a_model(tmp_path, tiny):
+    """Beside a model it would be ignored: the base model would answer under the fine-tuned one's name."""
+    alone, beside = tmp_path / "alone", shutil.copytree(tiny / "llava-1.5-7b", tmp_path / "beside")
+    alone.mkdir()
+    for folder in (alone, beside):
+        (folder / "adapter_config.json").write_text("{}")
+        with pytest.raises(UserError, match=f"{folder.name} holds an adapter, which would be ignored: merge it"):
+            local_checkpoint(LLAVA, folder)
+
+
+def test_folders_as_trainings_leave_them(tmp_path, tiny):
+    """Without a tokenizer; with the chat template in tokenizer_config.json alone; of an unknown type."""
+    folder = shutil.copytree(tiny / "llava-1.5-7b", tmp_path / "a")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(UserError, match="has no processor that can be loaded .* copy the tokenizer"):
+        load_vlm("llava-1.5-7b", folder)
+    older = shutil.copytree(tiny / "qwen3-vl-8b", tmp_path / "b")
+    template = (older / "chat_template.jinja").read_text()
+    (older / "chat_template.jinja").unlink()
+    settings = json.loads((older / "tokenizer_config.json").read_text())
+    (older / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    expected = load_vlm("qwen3-vl-8b", tiny / "qwen3-vl-8b").prompt("What?")
+    assert load_vlm("qwen3-vl-8b", older).prompt("What?") == expected
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llava_of_tomorrow"}))
+    with pytest.raises(UserError, match="does not know .* install a newer one"):
+        load_vlm("llava-1.5-7b", folder)
+
+
+@pytest.mark.parametrize("device", ["meta", "xpu", "mps", "tpu"])
+def test_devices_that_cannot_be_used_are_refused(device):
+    with pytest.raises(UserError, match=f"--device {device} is not a device"):
+        resolve_device(device)
+    assert resolve_device("cpu") == "cpu"
 
 
 def test_weights_take_precedence_over_paths_toml(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """Protects: manifests from third-party copies (parquet, the hub's layout, folders of images), and refused copies."""
 
+import base64
 import io
 import json
 import shutil
+import tarfile
 from collections import Counter
 from dataclasses import replace
 
@@ -330,3 +332,110 @@ def test_bad_folders_raise_an_error(tmp_path, labels):
     (tmp_path / "flowers.jsonl.gz").write_bytes(b"not gzip")
     (tmp_path / "flowers.jsonl").unlink()
     refuse("cannot be read", **options)
+
+
+def flowers_images():
+    """One image per class as (bytes, name by torchvision)."""
+    return [(official.jpeg(number), TORCHVISION_NAMES.get(name, name)) for number, name in enumerate(FLOWERS)]
+
+
+def test_a_copy_of_save_to_disk_is_read(tmp_path):
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+
+    images, names = zip(*flowers_images(), strict=True)
+    features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
+    columns = {"image": [{"bytes": data, "path": None} for data in images], "label": list(range(102))}
+    table = Dataset.from_dict(columns, features)
+    DatasetDict({"test": table, "train": table}).save_to_disk(tmp_path / "saved")
+    rows = prepare("flowers", tmp_path, dataset=str(tmp_path / "saved"))
+    assert Counter(row["split"] for row in rows) == {"test": 102, "train": 102}
+    assert [row["label"] for row in rows[:102]] == list(FLOWERS)
+    assert (tmp_path / rows[5]["image"]).read_bytes() == official.jpeg(5)
+
+
+def write_tar(file, entries):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as archive:
+        for name, data in entries:
+            information = tarfile.TarInfo(name)
+            information.size = len(data)
+            archive.addfile(information, io.BytesIO(data))
+
+
+def test_webdataset_tars_are_read_with_their_class_names(tmp_path):
+    """As CLIP_benchmark writes them; without the names a number identifies no class."""
+    images, names = zip(*flowers_images(), strict=True)
+    for split in ("train", "test"):
+        entries = []
+        for number, data in enumerate(images):
+            entries += [(f"{number:04}.jpg", data), (f"{number:04}.cls", str(number).encode())]
+        write_tar(tmp_path / "wds" / split / "0.tar", entries)
+    with pytest.raises(UserError, match="the number 0 as a class name, which does not identify a class"):
+        prepare("flowers", tmp_path, dataset=str(tmp_path / "wds"))
+    (tmp_path / "wds" / "classnames.txt").write_text("\n".join(names) + "\n")
+    rows = prepare("flowers", tmp_path, dataset=str(tmp_path / "wds"))
+    assert Counter(row["split"] for row in rows) == {"test": 102, "train": 102}
+    assert [row["label"] for row in rows[:102]] == list(FLOWERS)
+    assert (tmp_path / rows[7]["image"]).read_bytes() == official.jpeg(7)
+
+
+def test_a_tsv_file_with_base64_images_is_read(tmp_path):
+    lines = ["index\timage\tanswer"]
+    lines += [f"{i}\t{base64.b64encode(data).decode()}\t{name}" for i, (data, name) in enumerate(flowers_images())]
+    (tmp_path / "copy.tsv").write_text("\n".join(lines) + "\n")
+    rows = prepare("flowers", tmp_path, dataset=str(tmp_path / "copy.tsv"))
+    assert len(rows) == 102 and {row["label"] for row in rows} == set(FLOWERS)
+    assert (tmp_path / rows[3]["image"]).read_bytes() == official.jpeg(3)
+    (tmp_path / "copy.csv").write_text("a")
+    with pytest.raises(UserError, match="copy.csv is none of"):
+        prepare("flowers", tmp_path, dataset=str(tmp_path / "copy.csv"))
+
+
+def test_kaggles_imagenet_is_read(tmp_path):
+    """Flat validation images, whose classes are in LOC_val_solution.csv, and train images by WordNet id."""
+    folder = tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC"
+    lines = ["ImageId,PredictionString"]
+    for number, wnid in enumerate(synsets()):
+        lines.append(f"ILSVRC2012_val_{number + 1:08},{wnid} 1 2 3 4")
+    (folder / "val").mkdir(parents=True)
+    for number in range(1000):
+        (folder / "val" / f"ILSVRC2012_val_{number + 1:08}.JPEG").write_bytes(b"")
+    (folder / "train" / synsets()[7]).mkdir(parents=True)
+    (folder / "train" / synsets()[7] / "a.JPEG").write_bytes(b"")
+    (tmp_path / "kaggle" / "LOC_val_solution.csv").write_text("\n".join(lines) + "\n")
+    rows = prepare("imagenet", tmp_path, archives=tmp_path / "kaggle", download=False)
+    assert Counter(row["split"] for row in rows) == {"valid": 1000, "train": 1}
+    by_image = {row["image"].split("/")[-1]: row["label_idx"] for row in rows}
+    assert by_image["ILSVRC2012_val_00000013.JPEG"] == 12 and by_image["a.JPEG"] == 7
+
+
+def test_images_of_every_suffix_are_taken_and_others_are_named(tmp_path, capsys):
+    """`--folder` dropped .jfif, .jpe, .tif, .tiff and .avif without a word."""
+    for number, name in enumerate(FLOWERS):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        suffix = (".jfif", ".jpe", ".tif", ".tiff", ".avif", ".jp2", ".JPG")[number % 7]
+        (tmp_path / "folder" / name / f"{number}{suffix}").write_bytes(official.jpeg(number))
+    (tmp_path / "folder" / FLOWERS[0] / "notes.txt").write_text("no image")
+    rows = prepare("flowers", tmp_path, folder=tmp_path / "folder")
+    assert len(rows) == 102
+    assert "1 files are not taken, such as notes.txt" in capsys.readouterr().err
+
+
+def test_a_hub_caches_links_work_and_other_links_are_refused_before_the_manifest(tmp_path):
+    cache = tmp_path / "datasets--x"
+    (cache / "blobs").mkdir(parents=True)
+    for number, name in enumerate(FLOWERS):
+        (cache / "blobs" / str(number)).write_bytes(official.jpeg(number))
+        folder = cache / "snapshots" / "main" / name
+        folder.mkdir(parents=True)
+        (folder / "a.jpg").symlink_to(cache / "blobs" / str(number))
+    rows = prepare("flowers", cache, folder=cache / "snapshots" / "main", data_root=None)
+    assert rows[0]["image"].startswith("snapshots/main/")
+    assert len(load_evaluation("flowers", root=cache, split="all").examples) == 102
+    (folder / "a.jpg").unlink()
+    (tmp_path / "elsewhere.jpg").write_bytes(official.jpeg(1))
+    (folder / "a.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    (cache / "flowers.jsonl").unlink()
+    with pytest.raises(UserError, match=r"a.jpg is a link to .*elsewhere.jpg, which is outside .*trusted_roots"):
+        prepare("flowers", cache, folder=cache / "snapshots" / "main", data_root=None)
+    assert not (cache / "flowers.jsonl").exists()

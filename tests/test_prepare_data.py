@@ -268,7 +268,7 @@ def test_the_script_prints_what_it_did(tmp_path):
     assert 'Every table tags runs on these rows with "not the paper\'s split"' in done.stdout
     assert f"--benchmark cars --data-root {tmp_path}" in done.stdout
     evaluation = load_evaluation("cars", root=tmp_path)  # as the printed command does
-    assert len(evaluation.examples) == 196 and evaluation.tags == ("not the paper's split",)
+    assert len(evaluation.examples) == 196 and evaluation.tags == ("196 of 8,041 images", "not the paper's split")
     (tmp_path / "cars.jsonl").write_text("edited\n")
     refused = run_script(*command, "--any-checksum", check=False)
     assert refused.returncode == 1 and "exists with different content: add --overwrite" in refused.stderr

@@ -29,6 +29,9 @@ def resolve_device(device: str) -> str:
         torch_device = torch.device(device)
     except RuntimeError:
         raise UserError(f"--device {device} is not a device: use auto, cpu, cuda or cuda:N.") from None
+    backend = getattr(torch, torch_device.type, None)  # of cpu, cuda, mps and xpu; "meta" has no numbers
+    if not hasattr(backend, "is_available") or not backend.is_available():
+        raise UserError(f"--device {device} is not a device that torch can use here: use auto, cpu, cuda or cuda:N.")
     if torch_device.type == "cuda" and (torch_device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"The device {device} does not exist: torch sees {torch.cuda.device_count()} GPUs, numbered from 0; fix "

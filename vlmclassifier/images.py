@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +69,7 @@ def check_location(path: str | Path, root: str | Path, source: str) -> None:
     target = Path(path).resolve()
     if any(target.is_relative_to(Path(trusted).resolve()) for trusted in (root, *trusted_roots())):
         return
-    what = f"is a link to {target}, which is" if target != Path(path).absolute() else "is"
+    what = f"is a link to {target}, which is" if target != Path(os.path.abspath(path)) else "is"
     raise UserError(
         f"{source} {what} outside the data root {root}: add its folder to [trusted_roots] in paths.toml if you trust "
         "what lies there, move the image into the data root, or change --data-root."

@@ -171,7 +171,7 @@ def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | Non
     """The local checkpoint of a model, or None if it has to come from the hub.
 
     A folder must contain safetensors. Raises UserError for a missing path, for a folder without a config or weights,
-    and for a folder whose only weights are pickles, which can run code when they are opened.
+    for one with an adapter, and for one whose only weights are pickles, which can run code when they are opened.
     """
     path = weights or local_path("models", spec.key)
     if path is None and spec.source is not None and Path(spec.source).is_dir():
@@ -187,6 +187,12 @@ def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | Non
         if spec.kind == "clip":
             return path
         raise UserError(f"{path} is a file: set --weights of {spec.key} to the folder that contains config.json.")
+    if (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"The checkpoint folder {path} holds an adapter, which would be ignored: merge it into its model "
+            "(peft: PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)), copy the "
+            "processor's files there too, and give that folder."
+        )
     configs = ("config.json",) if spec.kind == "vlm" else ("open_clip_config.json", "config.json")
     if not any((path / config).is_file() for config in configs):
         raise UserError(

@@ -1,5 +1,7 @@
 """Third-party copies of a data set: a Hugging Face `datasets` repository, parquet files, or folders of images."""
 
+import base64
+import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -8,16 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmclassifier.preparing.labels import ClassFinder
+from vlmclassifier.preparing.loading import SPLITS, load_tables, reason
 from vlmclassifier.preparing.official import Row, imagenet_fields, is_visible, read_class_folders
 from vlmclassifier.records import UserError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test",
-          "val": "valid", "valid": "valid", "validation": "valid"}  # fmt: skip
-LABEL_COLUMNS = ("label", "labels", "class", "class_name", "fine_label", "target")  # usual names, preferred first
-IMAGE_COLUMNS = ("image", "img", "picture", "jpg")
+LABEL_COLUMNS = (  # usual names, preferred first
+    "label", "labels", "class", "class_name", "fine_label", "target", "cls", "category", "answer",
+)  # fmt: skip
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 
 IndexReader = Callable[[Any, str], int | None]  # (label, name of the row) -> class index, None for an excluded class
 
@@ -68,11 +71,12 @@ def read_dataset(
     from tqdm import tqdm
 
     rows = []
-    for copy_split, table in sorted(_load(name).items()):
+    tables, class_names = load_tables(name)
+    for copy_split, table in sorted(tables.items()):
         where = f"{name}, split {copy_split}"
         split = manifest_split(copy_split, finder.benchmark.key) or "all"
         table, images, labels = _select_columns(table, image_column, label_column, where)
-        read_index = _index_reader(table, labels, finder, where)
+        read_index = _index_reader(table, labels, finder, where, class_names)
         bar = tqdm(_iterate(table, where), desc=f"Writing images of {copy_split}", unit="img", disable=None)
         labelled, unlabelled = [], []
         for number, entry in enumerate(bar):
@@ -99,63 +103,12 @@ def _with_extra_fields(rows: list[Row], key: str) -> list[Row]:
     return [replace(row, extra_fields=imagenet_fields(row.class_index)) for row in rows]
 
 
-def _load(name: str) -> "DatasetDict":
-    """The tables of a copy by split."""
-    from datasets import load_dataset
-
-    path = Path(name)
-    files = sorted(file for file in path.rglob("*.parquet") if is_visible(file, path))
-    if path.is_file():
-        files = [path]
-    if path.is_dir() and not files:
-        raise UserError(
-            f"--dataset {name} contains no parquet file: give a folder with parquet files, or a repository of the hub."
-        )
-    files_by_split: dict[str, list[str]] = {}
-    for file in files:
-        _check_parquet(file)
-        files_by_split.setdefault(_parquet_split(file), []).append(str(file))
-    try:
-        if files:  # streamed: a copy in the library's cache would take the same disk space again
-            return load_dataset("parquet", data_files=files_by_split, streaming=True)
-        return load_dataset(name)
-    except Exception as error:  # the library raises many types: no network, no such repository, gated, a damaged file
-        raise UserError(
-            f"--dataset {name} cannot be loaded ({_reason(error)}): fix the name, or give the folder of a local copy "
-            "of its parquet files."
-        ) from None
-
-
-def _parquet_split(file: Path) -> str:
-    """The split's name in a file name such as train-00000-of-00002.parquet, or in the folder's name, else "all"."""
-    for name in (file.stem.split("-")[0], file.parent.name):
-        if name.lower() in SPLITS:
-            return name
-    return "all"
-
-
-def _check_parquet(file: Path) -> None:
-    """Raise UserError for a damaged file; the error of `datasets` would not name the file."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        parquet.read_metadata(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file} cannot be loaded ({_reason(error)}): get it again, or remove it.") from None
-
-
-def _reason(error: Exception) -> str:
-    message = str(error).strip() or "no reason given"
-    return f"{type(error).__name__}: {message.splitlines()[0][:200]}"
-
-
 def _iterate(table: "Dataset", where: str) -> Iterator[dict[str, Any]]:
     """The table's rows. Raises UserError when the file is damaged or truncated."""
     try:
         yield from table
     except Exception as error:  # any type, of the library or of its readers
-        raise UserError(f"{where} cannot be read ({_reason(error)}): get the copy again.") from None
+        raise UserError(f"{where} cannot be read ({reason(error)}): get the copy again.") from None
 
 
 def _select_columns(
@@ -187,15 +140,22 @@ def _find_column(features: Any, feature_type: type, usual_names: Sequence[str], 
     raise UserError(f"{where} has {count} among {', '.join(features)}: name it with --{what}-column.")
 
 
-def _index_reader(table: "Dataset", column: str, finder: ClassFinder, where: str) -> IndexReader:
-    """Return a function from a label, a number or a text, to the class index. Raises UserError for other classes."""
+def _index_reader(
+    table: "Dataset", column: str, finder: ClassFinder, where: str, class_names: Sequence[str] | None
+) -> IndexReader:
+    """Return a function from a label, a number or a text, to the class index. Raises UserError for other classes.
+
+    `class_names`: what numbers stand for, where a file beside the table says so.
+    """
     from datasets import ClassLabel
 
     feature = table.features[column]
-    if isinstance(feature, ClassLabel):
-        indices = finder.find_all(feature.names, f"{where}, column {column}")
+    names = feature.names if isinstance(feature, ClassLabel) else class_names
+    if names is not None:
+        indices = finder.find_all(names, f"{where}, column {column}")
 
         def index_of_number(value: Any, row_name: str) -> int | None:
+            value = int(value)  # webdataset may hold it as text
             if not 0 <= value < len(indices):
                 raise UserError(
                     f"{row_name} has the label {value}, but its column has {len(indices)} classes: get another copy."
@@ -219,6 +179,9 @@ def _write_image(value: Any, folder: Path, number: int, where: str, overwrite: b
     from PIL import Image, UnidentifiedImageError
 
     data = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(data, str):  # a TSV file holds images in base64
+        with contextlib.suppress(ValueError):
+            data = base64.b64decode(data, validate=True)
     if data is None and isinstance(value, dict) and value.get("path") and Path(value["path"]).is_file():
         data = Path(value["path"]).read_bytes()
     if not isinstance(data, bytes):

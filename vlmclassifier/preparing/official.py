@@ -1,5 +1,6 @@
 """The official files of the four benchmarks, as archives or unpacked as torchvision's data set classes expect them."""
 
+import csv
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ CALTECH = (
                "3138e1922a9193bfa496528edbbc45d0"),
     RemoteFile("101_ObjectCategories.tar.gz", None, None),  # it is inside the zip file
 )  # fmt: skip
+KAGGLE_SOLUTION = "LOC_val_solution.csv"
 IMAGENET = (
     RemoteFile("ILSVRC2012_img_val.tar", None, "29b22e2961454d5413ddabcf34fc5622"),
     RemoteFile("ILSVRC2012_devkit_t12.tar.gz", None, "fa75699e90414af021442c21a62c3abf"),
@@ -207,12 +209,16 @@ def read_imagenet(source: Source, finder: ClassFinder) -> list[Row]:
     Raises UserError when a file is missing or damaged, or when a class of the validation set is missing.
     """
     rows = []
+    kaggle = [folder / "ILSVRC" / "Data" / "CLS-LOC" for folder in source.folders]
     for name, split in (("val", "valid"), ("train", "train")):
-        for folder in source.folders:
+        for folder in (*source.folders, *kaggle):
             if _has_subfolders(folder / name):
                 rows += read_class_folders(folder / name, finder, split)
                 break
-    if not any(row.split == "valid" for row in rows):
+    solutions = [folder / KAGGLE_SOLUTION for folder in source.folders if (folder / KAGGLE_SOLUTION).is_file()]
+    if not any(row.split == "valid" for row in rows) and solutions:
+        rows += _read_kaggle_validation_set(solutions[0])
+    elif not any(row.split == "valid" for row in rows):
         rows += _read_flat_validation_set(source)
     finder.check_complete({row.class_index for row in rows if row.split == "valid"}, str(source.folder / "val"))
     rows.sort(key=lambda row: (row.split, row.class_index, row.image.name))
@@ -238,6 +244,21 @@ def _read_flat_validation_set(source: Source) -> list[Row]:
     rows = []
     for number, class_index in enumerate(classes, start=1):
         rows.append(Row(folder / f"ILSVRC2012_val_{number:08}.JPEG", class_index, "valid"))
+    return rows
+
+
+def _read_kaggle_validation_set(solution: Path) -> list[Row]:
+    """The validation images as in Kaggle's download, whose classes are in LOC_val_solution.csv."""
+    folder, rows = solution.parent / "ILSVRC" / "Data" / "CLS-LOC" / "val", []
+    with open(solution, newline="", encoding="utf-8-sig") as stream:
+        for number, entry in enumerate(csv.DictReader(stream), start=2):
+            try:
+                image, wnid = entry["ImageId"], entry["PredictionString"].split()[0]
+                rows.append(Row(folder / f"{image}.JPEG", synsets().index(wnid), "valid"))
+            except (KeyError, ValueError, IndexError, AttributeError):
+                raise UserError(
+                    f"{solution} row {number} has no image and WordNet id: get Kaggle's file again."
+                ) from None
     return rows
 
 

@@ -35,11 +35,26 @@ def load_vlm(model: str, weights: str | Path | None = None, device: str = "auto"
             output_loading_info=True,
             trust_remote_code=False,
         )
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(_loading_error_message(error, spec, folder, torch_device)) from error
+    processor = _load_processor(spec, folder)
     _check_checkpoint(network, processor, loading_info["missing_keys"], spec, folder)
     return VLM(network, processor, spec)
+
+
+def _load_processor(spec: ModelSpec, folder: Path) -> object:
+    """The processor in a checkpoint folder. Raises UserError where there is none, as trainings leave folders."""
+    try:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # without a tokenizer or an image processor transformers raises any type
+        raise UserError(
+            f"The checkpoint folder {folder} of {spec.key} has no processor that can be loaded ({first_line(error)}): "
+            "copy the tokenizer and processor files of the model that was trained into it (*.json, *.jinja, *.model)."
+        ) from error
+    tokenizer = getattr(processor, "tokenizer", None)
+    if not getattr(processor, "chat_template", None) and getattr(tokenizer, "chat_template", None):
+        processor.chat_template = tokenizer.chat_template  # older checkpoints have it in tokenizer_config.json only
+    return processor
 
 
 def _loading_error_message(error: Exception, spec: ModelSpec, folder: Path, device: torch.device) -> str:
@@ -54,6 +69,11 @@ def _loading_error_message(error: Exception, spec: ModelSpec, folder: Path, devi
         return (
             f"The checkpoint {folder} requires its own code, which is not run for safety: choose a checkpoint that "
             "transformers supports itself (its name often ends with -hf)."
+        )
+    if "does not recognize this architecture" in str(error):
+        return (
+            f"The checkpoint {folder} is of a type that the installed version of transformers does not know "
+            f"({first_line(error)}): install a newer one, or choose another --model."
         )
     if "Unrecognized configuration class" in str(error):
         return f"The checkpoint {folder} does not contain an image-text-to-text model: choose another --model."
