@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -53,3 +55,11 @@ def test_ci_runs_the_readmes_commands_as_printed():
     assert commands == ["bash scripts/quickstart.sh", "bash scripts/test.sh"]
     ci = (ROOT / ".ci" / "run").read_text()
     assert all(command in ci for command in commands)
+
+
+def test_other_systems_get_a_sentence():
+    """Where fcntl does not exist (Windows), importing says which systems are supported, without a traceback."""
+    code = "import sys; sys.modules['fcntl'] = None; import vlmclassifier.runs"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "runs on Linux (macOS is untested)" in done.stderr

@@ -1,6 +1,5 @@
 """Advisory locks on a run folder, released by the operating system when their holder dies."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from vlmclassifier.records import UserError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    raise SystemExit(
+        "error: vlmclassifier runs on Linux (macOS is untested), because its run folders need POSIX file locks: on "
+        "Windows use the Windows Subsystem for Linux."
+    ) from None
 
 FOLDER_BYTE = 1 << 40  # guards run.json, the choice of part files and the merge
 ALIVE_BYTE = FOLDER_BYTE + 1  # shared by the processes that have the run open
