@@ -130,7 +130,8 @@ def over_seeds(tables: Sequence[Sequence[Finding]]) -> list[Finding]:
 def _value(row: Finding) -> str:
     if row.metric.startswith("t of "):  # a setting, which may have two decimals
         return f"{row.value:g}"
-    return f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}]"
+    decimals = 2 if row.metric.startswith("slope") else 1
+    return f"{row.value:.{decimals}f} [{row.low:.{decimals}f}, {row.high:.{decimals}f}]"
 
 
 def readable(rows: Sequence[Finding], seeds: int = 1) -> str:

@@ -62,4 +62,10 @@ class Encoder:
             list(texts), batch_size=64, convert_to_tensor=True, normalize_embeddings=True,
             show_progress_bar=len(texts) > 1000,
         )  # fmt: skip
-        return vectors.float().cpu()
+        vectors = vectors.float().cpu()
+        if not vectors.isfinite().all():
+            raise UserError(
+                "The sentence-transformers model of --semantic gives embeddings that are not finite numbers: its "
+                "weights are damaged; download it again."
+            )
+        return vectors
