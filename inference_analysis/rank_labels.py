@@ -191,6 +191,7 @@ def report(run: ScoredRun) -> None:
     if run.config["top_k"] is not None:
         nodes, rounds = read_values(run.folder)[1][ROWS][:, -len(SEARCH_COST) :].mean(axis=0)
         print(f"The search ran {nodes:.0f} nodes in {rounds:.1f} rounds per image")
+    cli.report_rows_outside(run)
     print(f"Rows: {run.folder / 'predictions.jsonl'}; numbers: {run.folder / 'values.safetensors'}. "
           "Next: python inference_analysis/table.py")  # fmt: skip
 

@@ -97,6 +97,7 @@ def main(args: Args) -> None:
         api = load_api(spec, settings, args.base_url, args.key_variable, keyless=offline)
     task = args.load_evaluation()
     prompt_settings = args.prompt_settings(task.names)
+    cli.warn_of_equal_names(task.names)
     runs = [setting_run(args, spec, task, setting, len(prompt_settings) > 1) for setting in prompt_settings]
 
     # ---- estimate
@@ -117,16 +118,19 @@ def main(args: Args) -> None:
         record_batches(api, runs, args.read_batch)
     failures = []
     for run in runs:
+        accept = False
         try:
             if not args.read_batch and not run.run.complete:
                 title = f"{spec.key} on {task.benchmark.title}, {run.setting.name}"
                 failures.append(run.send_pending(api, args.concurrency, title))
+            # Only after every image was tried: a server that is down is no reason to end a run.
+            accept = args.accept_unanswered and not (failures and failures[-1].stop.is_set())
         finally:  # also after Ctrl-C and a refused key: what came is merged, and its cost is printed
-            finish(run, prices, bool(args.read_batch), args.accept_unanswered)
+            finish(run, prices, bool(args.read_batch), accept)
         if failures and failures[-1].stop.is_set():
             break  # the server is down, or every image would get the same error
-    if not args.accept_unanswered or any(not run.run.complete for run in runs):
-        for tracker in failures:
+    for tracker in failures:
+        if tracker.stop.is_set() or not args.accept_unanswered:
             tracker.check()
 
 
@@ -180,7 +184,7 @@ def finish(run: "SettingRun", prices: Sequence[float] | None, from_batch: bool, 
     """Merge the run, print what its answers took, score it when it is complete."""
     rows, usage = run.finish(prices, accept_unanswered)
     if run.run.complete:
-        cli.report(score_run(run.folder, rows), "python main_results/table.py")
+        cli.report(score_run(run.folder, rows))
     else:
         without = "without --read-batch " if from_batch else ""
         print(f"{run.setting.name}: {len(rows)} of {len(run.run.order)} images have an answer; {without}the same "

@@ -81,7 +81,7 @@ def main(args: Args) -> None:
     for run in runs.values():
         rows = run.finish()
         if cli.is_main_process():
-            cli.report(score_run(run.folder, rows), "python main_results/table.py")
+            cli.report(score_run(run.folder, rows))
 
 
 def classify(clip: "CLIP", task: Evaluation, pending: dict[PromptSetting, Run], batch_size: int) -> None:

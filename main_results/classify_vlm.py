@@ -33,6 +33,7 @@ def main(args: Args) -> None:
     spec = find_model(args.model, "vlm")
     task = args.load_evaluation()
     settings = args.prompt_settings(task.names)
+    cli.warn_of_equal_names(task.names)
     checkpoint = checkpoint_folder(spec, args.weights)
     max_new_tokens = args.max_new_tokens or default_new_tokens(args.chain_of_thought)
 
@@ -87,7 +88,7 @@ def main(args: Args) -> None:
             continue
         rows = run.finish()
         if cli.is_main_process():
-            cli.report(score_run(run.folder, rows), "python main_results/table.py")
+            cli.report(score_run(run.folder, rows))
     if too_long:
         raise ContextError("; ".join(f"{setting.name}: {reason}" for setting, reason in too_long.items()))
 

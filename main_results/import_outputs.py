@@ -59,7 +59,7 @@ def main(args: Args) -> None:
     folder = args.outputs / f"{model}-{task.key}-{setting.name}-imported-{args.file.stem}"
     remarks = import_run(args.file, folder, spec, task, setting)
     print(f"{args.file} is now the run {folder}: {'; '.join(remarks)}.")
-    cli.report(score_run(folder), "python main_results/table.py, or inference_analysis/table.py for other settings")
+    cli.report(score_run(folder))
 
 
 if __name__ == "__main__":

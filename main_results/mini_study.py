@@ -161,7 +161,7 @@ def lists(hits: dict, candidates: Sequence[str], total: int) -> list[Finding]:
     Judged by the slope of its logarithm over all numbers of candidates at which CLIP makes errors enough. `total`: the
     number of class names, which the list "all" has.
     """
-    rows, ratios, judged = [], [], []
+    rows, ratios, lengths, judged = [], [], [], []
     for count in candidates:
         setting = f"{count}_classes"
         vlm, clip = values(hits["vlm", count]), values(hits["clip", count])
@@ -170,16 +170,22 @@ def lists(hits: dict, candidates: Sequence[str], total: int) -> list[Finding]:
             accuracy("F2", f"CLIP, {count} candidates", clip, paper("table9", "CLIP-L", setting)),
         ]
         is_judged = clip.count(False) >= MIN_ERRORS
-        judged += [(total if count == "all" else int(count), vlm, clip)] if is_judged else []
+        lengths.append((total if count == "all" else int(count), vlm, clip))
+        judged += lengths[-1:] if is_judged else []
         if count in (candidates[0], candidates[-1]):
             note = "" if is_judged else f"cannot be judged: CLIP errs {clip.count(False)} times"
             ratios.append(
                 finding("F2", f"VLM errors per CLIP error, {count} candidates", error_ratio(vlm, clip), None, note)
             )
-    if len(judged) >= 2:
-        slope = error_ratio_slope(*zip(*judged, strict=True))
-        decided = slope.high <= 0 or slope.low > 0
-        holds = verdict(slope.high <= 0) if decided else "cannot be judged: the interval includes 0"
+    if len(lengths) >= 2:
+        is_judged = len(judged) >= 2
+        slope = error_ratio_slope(*zip(*(judged if is_judged else lengths), strict=True))
+        if not is_judged:
+            holds = f"cannot be judged: CLIP errs {MIN_ERRORS} times or more at fewer than two list lengths"
+        elif slope.low <= 0 < slope.high:
+            holds = "cannot be judged: the interval includes 0"
+        else:
+            holds = verdict(slope.high <= 0)
         ratios.append(finding("F2", "slope of the log error ratio on the log number of candidates", slope, None, holds))
     return [*rows, *ratios]
 

@@ -97,6 +97,21 @@ def test_a_refused_image_is_recorded_as_refused_whatever_the_status(status, body
     assert (text, reply.finish) == ("", "refusal")
 
 
+def test_an_account_that_is_blocked_is_no_refused_image(monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    body = {"error": {"message": "Your account was flagged for violations of our usage policy"}}
+    with Server(lambda image, call: {"status": 403, "body": body}) as server:
+        api = connect("openai", server)
+        with pytest.raises(UserError, match="refuses the key"):
+            api.ask(JPEG, "What is it?")
+        api.has_answered = True  # in a run with recorded answers
+        with pytest.raises(TransientError, match="403"):
+            api.ask(JPEG, "What is it?")
+    refused = {"status": 200, "body": {"error": {"code": 403, "message": "your input was flagged"}}}
+    with Server(lambda image, call: refused) as server:
+        assert connect("openai", server).ask(JPEG, "What is it?")[1].finish == "refusal"
+
+
 def test_403_is_about_the_key_only_until_the_first_answer(provider):
     with Server(lambda image, call: 403 if call != 2 else "ok") as server:
         api = connect(provider, server, retries=0)

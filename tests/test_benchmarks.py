@@ -31,7 +31,31 @@ def test_files_of_windows_and_macos_are_read(own):
     assert contains(prediction) and exact(replace(prediction, output="Cafe\u0301."))
 
 
-@pytest.mark.parametrize("name", ["<image>", "a </s> b", "<|im_end|>", "[INST]", "[/INST]", "<row_1_col_2>"])
+def test_manifests_of_bug_reports_are_read_or_refused(realdata, tmp_path):
+    folder = realdata.parent / "bugs" / "manifests"
+    for name in ("bom.jsonl", "nfd.jsonl"):
+        text = (folder / name).read_bytes().replace(b"../images/", b"images/")
+        (tmp_path / name).write_bytes(text)
+        task = load_evaluation(str(tmp_path / name), folder / "classes.json", realdata.parent / "bugs")
+        assert task.examples[0].label == task.names[0]
+    with pytest.raises(UserError, match="models read '<image>' as a command"):
+        load_evaluation(str(tmp_path / "bom.jsonl"), folder / "control_tokens.json", realdata.parent / "bugs")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<｜User｜>",
+        "<fim-prefix>",
+        "<|begin of text|>",
+        "<image>",
+        "a </s> b",
+        "<|im_end|>",
+        "[INST]",
+        "[/INST]",
+        "<row_1_col_2>",
+    ],
+)
 def test_class_names_with_control_tokens_are_refused(name, own):
     own.classes.write_text(json.dumps(["cat", name]))
     with pytest.raises(UserError, match="models read .* as a command, not as text; rename the class"):

@@ -179,6 +179,13 @@ def test_a_paid_run_ends_without_the_images_that_never_get_an_answer(benchmark, 
     assert len(rows) == COUNT and not any("unanswered" in tag for tag in record["config"]["tags"])
 
 
+def test_a_server_that_is_down_does_not_end_a_run_as_accepted(benchmark, tmp_path):
+    with Server(lambda image, call: "ok" if sum(server.calls.values()) <= 5 else 500) as server:
+        done = classify(benchmark, server, tmp_path / "run", "--accept-unanswered", "--retries", "0", check=False)
+    assert done.returncode == 1 and "in a row failed" in done.stderr
+    assert read_run(tmp_path / "run")[0]["finished"] is None
+
+
 @pytest.mark.parametrize("scenario", ["wrong key", "used up"])
 def test_a_refused_key_ends_the_run_and_recorded_answers_are_kept(benchmark, tmp_path, scenario):
     with Server(lambda image, call: "ok" if sum(server.calls.values()) <= 10 else scenario) as server:

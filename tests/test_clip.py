@@ -7,6 +7,7 @@ import warnings
 import open_clip
 import pytest
 import torch
+import torchvision
 from conftest import script
 from PIL import Image
 from safetensors.torch import load_file
@@ -133,6 +134,21 @@ def test_captions_that_are_cut_alike_are_reported(tiny):
     clip = load_clip("clip-vit-l-336", tiny / "clip-vit-l-336")
     names = ["cat", "very " * 80 + "long", "very " * 80 + "longer"]
     assert same_for_model(names, clip.token_keys(names)) == [tuple(names[1:])]
+
+
+def test_the_transform_of_an_elongated_image_is_bounded(tiny, monkeypatch):
+    """Of 1 x 4000 pixels, resizing the shorter side first made an image of 336 x 1,344,000: 11 s and 2.6 GB."""
+    sizes, resize = [], torchvision.transforms.functional.resize
+
+    def measured(image, size, *arguments, **options):
+        result = resize(image, size, *arguments, **options)
+        sizes.append(result.size)
+        return result
+
+    monkeypatch.setattr("torchvision.transforms.transforms.F.resize", measured)
+    clip = load_clip("clip-vit-l-336", tiny / "clip-vit-l-336")
+    side = clip.prepare([Image.new("RGB", (1, 4000)), Image.new("RGB", (40, 30))]).shape[-1]
+    assert sizes and max(max(size) for size in sizes) <= 20 * side
 
 
 def test_token_0_in_a_caption_is_not_padding(tiny):

@@ -13,10 +13,17 @@ from vlmclassifier.mini.findings import (
     read_findings,
     readable,
     verdict,
+    without_paper,
     write_findings,
 )
 from vlmclassifier.records import UserError
-from vlmclassifier.scoring.statistics import error_ratio, independent_difference, paired_difference
+from vlmclassifier.scoring.statistics import (
+    error_ratio,
+    error_ratio_slope,
+    independent_difference,
+    paired_difference,
+    ratio_of_errors,
+)
 
 
 def test_differences_and_their_intervals():
@@ -125,7 +132,7 @@ def test_frequent_minus_rare_follows_the_naming_table(main_study):
 def test_the_error_ratio_is_compared_between_few_and_many_candidates(main_study):
     hits = {("clip", k): made_up_hits({"a": share}) for k, share in (("2", 0.9), ("all", 0.5))}
     hits |= {("vlm", k): made_up_hits({"a": share}) for k, share in (("2", 0.2), ("all", 0.0))}
-    *_, few, many = main_study.lists(hits, ["2", "all"], 10)
+    *_, few, many, _ = main_study.lists(hits, ["2", "all"], 10)
     assert few.value > many.value and few.holds == "cannot be judged: CLIP errs 1 times" and not many.holds
 
 
@@ -148,9 +155,40 @@ def test_the_verdict_is_the_interval_of_the_slope_over_all_list_sizes(main_study
     assert study_with_errors(main_study, 200, flat)[slope].holds == "cannot be judged: the interval includes 0"
     perfect = {"2": (0.7, 1.0), "all": (0.3, 1.0)}
     rows = study_with_errors(main_study, 1000, perfect)
-    assert slope not in rows and rows["VLM errors per CLIP error, 2 candidates"].holds.endswith("CLIP errs 0 times")
+    assert rows[slope].holds.startswith("cannot be judged: CLIP errs 5 times or more at fewer than two")
+    assert rows["VLM errors per CLIP error, 2 candidates"].holds.endswith("CLIP errs 0 times")
     merged = over_seeds([[Finding("F2", "x", 1, 0, 2, 9, None, holds)] for holds in ("holds", "cannot be judged: y")])
     assert merged[0].holds == "holds in 1 of 2, cannot be judged in 1"
+    undecided = [[Finding("F2", "x", 1, 0, 2, 9, None, holds)] for holds in ("", "cannot be judged: y")]
+    assert over_seeds(undecided)[0].holds == "cannot be judged in 1 of 2"
+
+
+def test_numbers_of_one_kind_agree_everywhere(tmp_path):
+    """Settings keep their decimals; the file's numbers round to what is printed; one formula for the ratio."""
+    rows = [
+        Finding("F2", "t of the guided sum, chosen on train pictures", 1.25, 1.25, 1.25, 9, 3.0),
+        Finding("F1", "CLIP", 40.949, 36.649, 40.949, 9, 74.8),
+    ]
+    assert "| 1.25 " in readable(rows) and "40.9 [36.6, 40.9]" in readable(rows)
+    write_findings(rows, tmp_path / "findings.csv")
+    assert readable(read_findings(tmp_path / "findings.csv")) == readable(rows)
+    assert [row.paper for row in without_paper(rows, "my")] == [None, None]
+    assert without_paper(rows, "plane_figures") == rows
+    model, reference = [True] * 90 + [False] * 10, [True] * 98 + [False] * 2
+    assert error_ratio(model, reference).value == ratio_of_errors(10, 2)
+    notebook = (ROOT / "inference_analysis" / "plot.ipynb").read_text()
+    assert "ratio_of_errors(errors[model], errors[clip])" in notebook  # Figure 4
+
+
+def test_the_interval_of_the_slope_covers_the_truth():
+    """Independent errors at 2, 10 and 100 candidates with a true slope of 0; 100 simulations of 500 images."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(100):
+        models = [rng.random(500) >= rate for rate in (0.15, 0.3, 0.6)]
+        references = [rng.random(500) >= rate for rate in (0.05, 0.1, 0.2)]
+        estimate = error_ratio_slope((2, 10, 100), models, references)
+        covered += estimate.low <= 0 <= estimate.high
+    assert covered >= 88
 
 
 @pytest.mark.parametrize("reference_rate", [0.001, 0.003, 0.01, 0.05, 0.2, 0.5])

@@ -95,6 +95,39 @@ def test_broken_images_are_skipped_on_request_and_the_table_says_how_many(own, c
     assert "n=2" in printed.out
 
 
+def test_a_run_that_has_rows_goes_on_without_its_broken_images(own, classify, tmp_path, capsys):
+    image = own.folder / "1.png"
+    image.write_bytes(image.read_bytes()[:-30])
+    with pytest.raises(UserError, match="add --skip-broken-images"):
+        classify(tmp_path / "run", batch_size=1)
+    record, rows = classify(tmp_path / "run", skip_broken_images=True)
+    assert record["finished"] and len(rows) == record["target"] == 2
+    assert "1 broken images skipped" in capsys.readouterr().out
+
+
+def test_tags_are_those_of_the_latest_command(own, classify, tmp_path, monkeypatch):
+    """So a fingerprint that is listed later takes the note away, by the command that is advised."""
+    fingerprint = classify(tmp_path / "run")[0]["config"]["checkpoint"]
+    (tmp_path / "paths.toml").write_text(f'[fingerprints]\n{CLIP} = "{fingerprint}"\n')
+    monkeypatch.setenv("VLMCLASSIFIER_PATHS", str(tmp_path / "paths.toml"))
+    assert classify(tmp_path / "run")[0]["config"]["verified"]
+
+
+def test_manifests_of_one_name_in_two_folders_are_two_benchmarks(own, classify, tmp_path):
+    classify(tmp_path / "run")
+    other = shutil.copytree(own.folder, tmp_path.parent / f"{tmp_path.name}-other", ignore=lambda *_: ["run"])
+    with pytest.raises(UserError, match="holds a run of another configuration .data_root"):
+        classify(tmp_path / "run", benchmark=str(other / "mine.jsonl"))
+
+
+def test_absolute_paths_below_a_relative_data_root_are_read(own, monkeypatch):
+    own.rows = [row | {"image": str(own.folder / row["image"])} for row in own.rows]
+    own.write()
+    monkeypatch.chdir(own.folder)
+    relative = own.folder.parent / own.folder.name / ".." / own.folder.name
+    assert len(load_evaluation(str(own.manifest), own.classes, relative).examples) == 3
+
+
 def released(folder, **config):
     """A folder of LLaVA's architecture that is not marked as a miniature."""
     folder.mkdir()
@@ -112,6 +145,8 @@ def test_a_folder_is_the_registered_model_only_with_its_sizes_and_without_a_trai
         (folder / name).write_text("{}")
         assert checkpoint_tags(spec, folder) == ["trained further"]
         (folder / name).unlink()
+    (folder / "config.json").write_text('{"model_type": "of_tomorrow"}')
+    assert checkpoint_tags(spec, folder) == []  # loading it says what is wrong
     assert all(MODELS[key].sizes for key in MODELS if MODELS[key].kind == "vlm" and MODELS[key].source)
 
 
@@ -187,7 +222,7 @@ def test_default_folders_tell_split_seed_and_weights_apart(own, classify, tiny, 
 def test_every_finished_run_is_in_the_table_that_the_script_names(own, classify, tmp_path, capsys):
     for options in ({"candidates": "2"}, {"candidates": "2", "seed": 1}):
         classify(tmp_path / "runs" / f"run-{len(options)}", **options)
-    assert "Next: python main_results/table.py" in capsys.readouterr().out
+    assert f"Next: python main_results/table.py --outputs {tmp_path / 'runs'}" in capsys.readouterr().out
     table = script("main_results/table.py")
     table.main(table.Args(outputs=tmp_path / "runs"))
     printed = capsys.readouterr().out

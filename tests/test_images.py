@@ -166,6 +166,14 @@ def test_grey_values_of_an_unknown_range_are_refused(values, tmp_path):
         open_image(tmp_path / "a.tif", None, "m row 1")
 
 
+def test_floats_that_an_interpolation_has_overshot_keep_their_range(tmp_path):
+    values = (GREY / 250).astype(np.float32)  # up to 1.008
+    values[0, 0] = -0.01
+    save_tiff(tmp_path / "a.tif", values)
+    grey = np.asarray(open_image(tmp_path / "a.tif"))[..., 0]
+    assert grey.max() == 255 and grey[0, 0] == 0 and grey[4, 0] == 131
+
+
 def test_inputs_of_bug_reports_open(realdata):
     """The same photograph in forms that were black, or refused."""
     folder = realdata.parent / "bugs" / "images"

@@ -113,6 +113,21 @@ def test_marks_that_are_special_tokens_are_kept_in_the_answer(tiny):
     assert vlm._decode(ids) == tokenizer.decode(ids).replace("<|other|>", "") and "[/THINK]" in vlm._decode(ids)
 
 
+def test_marks_of_several_special_tokens_are_kept_too(tiny):
+    """gpt-oss and Kimi write their marks as several special tokens each."""
+    vlm = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
+    tokenizer = vlm.processor.tokenizer
+    parts = ["<|channel|>", "<|message|>", "<|end|>", "<|open|>", "<|close|>", "<|sep|>"]
+    tokenizer.add_special_tokens({"extra_special_tokens": parts})
+    vlm = type(vlm)(vlm.model, vlm.processor, vlm.spec)
+    for text in (
+        "<|channel|>analysis<|message|>tulip<|end|><|channel|>final<|message|>rose",
+        "<|open|>think<|sep|>tulip<|close|>think<|sep|>rose",
+    ):
+        answer = vlm._decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+        assert final_answer(answer) == ("rose", False) and "<|end|>" not in answer
+
+
 def test_end_tokens_of_all_sources_count(tiny, tmp_path):
     """InstructBLIP stores 1, its tokenizer's is 2: the answers ran on behind their end."""
     assert end_tokens(1, None, [2, 5]) == [1, 2, 5] and end_tokens(None) == []

@@ -164,6 +164,8 @@ def run_config(
         config["checkpoint"] = fingerprint(checkpoint)
         config["verified"] = is_verified(spec, config["checkpoint"])
     config |= {"benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": limit}
+    if task.benchmark.key not in BENCHMARKS:  # another manifest of the same name is another benchmark
+        config["data_root"] = str(task.root.resolve())
     if task.skipped:
         config["skipped_images"] = list(task.skipped)
     if setting is not None:

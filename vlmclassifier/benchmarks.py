@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -136,7 +137,7 @@ def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"The manifest {file} cannot be read as UTF-8 text: {error}.") from None
-    positions, roots = name_positions(names), [root.absolute(), *trusted_roots()]
+    positions, roots = name_positions(names), [Path(os.path.abspath(folder)) for folder in (root, *trusted_roots())]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

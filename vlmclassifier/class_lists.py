@@ -18,7 +18,7 @@ from vlmclassifier.records import UserError
 PACKAGED = Path(__file__).parent / "class_names"
 
 # What some tokenizer reads as a control token, wherever it stands: <image>, </s>, <|im_end|>, [INST], [IMG], ◁think▷.
-CONTROL_TOKEN = re.compile(r"<[|/]?[A-Za-z_][\w:|]*[|/]?>|\[/?[A-Z_]{3,}\]|◁[^▷]*▷")
+CONTROL_TOKEN = re.compile(r"<[|｜/]?[A-Za-z_][^<>]*>|\[/?[A-Z_]{3,}\]|◁[^▷]*▷")
 
 FLOWER_RENAMES = {  # torchvision's name -> the paper's
     "globe-flower": "globe flower",
@@ -120,8 +120,8 @@ def indistinct_warning(groups: Sequence[tuple[str, ...]], model: str) -> str:
     """A sentence about the groups of `same_for_model`."""
     shown = "; ".join(" = ".join(repr(name) for name in group[:4]) for group in groups[:3])
     return (
-        f"warning: {model} cannot tell {sum(map(len, groups))} class names apart ({shown}): it reads the same tokens "
-        "for them, and the first of them always wins; rename the classes if they differ."
+        f"warning: {model} cannot tell {sum(map(len, groups))} class names apart ({shown}): rename them if the classes "
+        "differ; for CLIP and rankings the first always wins, an answer in words counts for all of them."
     )
 
 

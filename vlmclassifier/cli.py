@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from vlmclassifier import paths
+from vlmclassifier.class_lists import indistinct_warning, same_for_model
 from vlmclassifier.records import ContextError, UserError
-from vlmclassifier.runs import Run
+from vlmclassifier.runs import Run, read_record
 from vlmclassifier.scoring.runs import ScoredRun
 from vlmclassifier.tables import label
 
@@ -70,6 +72,12 @@ def check_positive(**values: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} is below 1: give a larger number.")
 
 
+def warn_of_equal_names(names: Sequence[str]) -> None:
+    """Warn of different class names that answers in words cannot tell apart: those that differ in letter case alone."""
+    if (groups := same_for_model(names, [name.lower() for name in names])) and is_main_process():
+        print(indistinct_warning(groups, "an answer in words"), file=sys.stderr)
+
+
 def is_main_process() -> bool:
     """Whether this process prints and writes scores, among those of one launcher."""
     return os.environ.get("RANK", "0") == "0"
@@ -122,7 +130,7 @@ def progress(runs: Sequence[Run], title: str) -> Iterator[Callable[[], None]]:
         yield update
 
 
-def report(run: ScoredRun, next_command: str) -> None:
+def report(run: ScoredRun) -> None:
     """Print the scores of a classification run, where they are and what to run next."""
     values = {score.metric: score for score in run.scores}
     accuracy = values["accuracy"]
@@ -137,4 +145,17 @@ def report(run: ScoredRun, next_command: str) -> None:
             f"{values['cut'].value:.1f}% of the answers are missing, because the model's thought was cut off at the "
             "token limit: they count as wrong; raise --max-new-tokens"
         )
-    print(f"Rows: {run.folder / 'predictions.jsonl'}; scores: {run.folder / 'scores.csv'}. Next: {next_command}")
+    report_rows_outside(run)
+    elsewhere = run.folder.parent.resolve() != (paths.OUTPUTS / "main_results").resolve()
+    flag = f" --outputs {run.folder.parent}" if elsewhere else ""
+    print(
+        f"Rows: {run.folder / 'predictions.jsonl'}; scores: {run.folder / 'scores.csv'}. "
+        f"Next: python main_results/table.py{flag}"
+    )
+
+
+def report_rows_outside(run: ScoredRun) -> None:
+    """Say how many recorded rows of a run are not evaluated any more, after a change of the manifest."""
+    record = read_record(run.folder)
+    if (outside := record["rows"] - record["target"]) > 0:
+        print(f"{outside} recorded answers are kept and not scored: the manifest no longer has their images here.")

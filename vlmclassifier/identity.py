@@ -30,16 +30,20 @@ def checkpoint_tags(spec: ModelSpec, checkpoint: Path) -> list[str]:
 
 def model_sizes(spec: ModelSpec, checkpoint: Path) -> tuple[int, int] | None:
     """Width and number of layers of the language model, of CLIP its image encoder; None where they are not stored."""
-    if spec.kind == "clip":
-        file = checkpoint / "open_clip_config.json"
-        if not file.is_file():  # a file of weights, whose shapes the architecture of the registry decides
-            return None
-        vision: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
-        return (vision["width"], vision["layers"]) if {"width", "layers"} <= vision.keys() else None
-    from transformers import AutoConfig
+    if checkpoint.is_file():  # of weights, whose shapes the architecture of the registry decides
+        return None
+    file = checkpoint / "open_clip_config.json"
+    try:
+        if spec.kind == "clip" and file.is_file():
+            vision: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
+            return vision["width"], vision["layers"]
+        from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(checkpoint).get_text_config()
-    return config.hidden_size, config.num_hidden_layers
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        part = config.vision_config if spec.kind == "clip" else config.get_text_config()
+        return part.hidden_size, part.num_hidden_layers
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # loading it says what is wrong
+        return None
 
 
 def is_verified(spec: ModelSpec, fingerprint: str) -> bool:

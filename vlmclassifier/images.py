@@ -25,6 +25,7 @@ SUFFIXES = (
 )  # fmt: skip
 ROTATED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 GREY_RANGES = (255, 4095, 65535)  # the largest value of 8, 12 and 16 bits
+RESAMPLING_SLACK = 0.1
 SKIPPED_PNG_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # texts and colour profiles, which do not change the pixels
 BROKEN_REMEDY = "replace the file, remove its row, or add --skip-broken-images"
 MAX_ASPECT = 20  # see `crop_elongated`
@@ -169,14 +170,15 @@ def _eight_bits(image: Image.Image, source: str) -> Image.Image:
 
     values = np.asarray(image.convert("F") if image.mode == "F" else image.convert("I"), dtype=np.float64)
     low, high = float(values.min()), float(values.max())
-    if not (math.isfinite(low) and math.isfinite(high)) or low < 0 or high > GREY_RANGES[-1]:
+    ranges = (1, *GREY_RANGES) if image.mode == "F" else GREY_RANGES
+    slack = RESAMPLING_SLACK if image.mode == "F" else 0  # what an interpolation overshoots, as a share of the range
+    top = next((top for top in ranges if high <= (1 + slack) * top), None)
+    if not math.isfinite(low) or top is None or low < -slack * top:
         raise UserError(
             f"{source} has grey values from {low:g} to {high:g}, which are neither 0 to 1 nor of 8 to 16 bits: convert "
             "it to 8 bits or remove its row."
         )
-    ranges = (1, *GREY_RANGES) if image.mode == "F" else GREY_RANGES
-    top = next(top for top in ranges if high <= top)
-    return Image.fromarray(np.round(values * (255 / top)).astype(np.uint8))
+    return Image.fromarray(np.round(values * (255 / top)).clip(0, 255).astype(np.uint8))
 
 
 def _to_rgb(image: Image.Image, source: str) -> Image.Image:

@@ -7,6 +7,7 @@ A line is {"image", "label", "split", "output", "pred"} of its local models, or 
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -175,8 +176,9 @@ def _label(row: dict, names: Sequence[str], where: str) -> str:
     """The row's label; in a custom_id "...-...-LABEL-..." a label may hold hyphens itself."""
     known = set(names)
     if isinstance(row.get("label"), str):
-        if row["label"] in known:
-            return row["label"]
+        label = unicodedata.normalize("NFC", row["label"])  # as the class lists are
+        if label in known:
+            return label
         near = get_close_matches(row["label"], names, 1, 0.0)[0]
         raise UserError(
             f"{where}: the label {row['label']!r} is not in the class list, where {near!r} is nearest: fix it, or is "

@@ -187,12 +187,7 @@ def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | Non
         if spec.kind == "clip":
             return path
         raise UserError(f"{path} is a file: set --weights of {spec.key} to the folder that contains config.json.")
-    if (path / "adapter_config.json").is_file():
-        raise UserError(
-            f"The checkpoint folder {path} holds an adapter, which would be ignored: merge it into its model "
-            "(peft: PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)), copy the "
-            "processor's files there too, and give that folder."
-        )
+    refuse_adapter(path)
     configs = ("config.json",) if spec.kind == "vlm" else ("open_clip_config.json", "config.json")
     if not any((path / config).is_file() for config in configs):
         raise UserError(
@@ -209,6 +204,16 @@ def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | Non
     return path
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Raise UserError for a checkpoint folder with an adapter, which nothing here applies to the model."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"The checkpoint folder {folder} holds an adapter, which would be ignored: merge it into its model "
+            "(peft: PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)), copy the "
+            "processor's files there too, and give that folder."
+        )
+
+
 def checkpoint_folder(spec: ModelSpec, weights: Path | None = None) -> Path:
     """The local folder of a vision-language model's checkpoint, downloaded from the hub if no local one is given.
 
@@ -221,9 +226,11 @@ def checkpoint_folder(spec: ModelSpec, weights: Path | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(spec.source, allow_patterns=list(CHECKPOINT_FILES)))
+        folder = Path(snapshot_download(spec.source, allow_patterns=list(CHECKPOINT_FILES)))
     except Exception as error:  # many exception types: no network, no such repository, gated access, offline mode
         raise hub_error(spec, error) from error
+    refuse_adapter(folder)
+    return folder
 
 
 def check_source(spec: ModelSpec) -> None:

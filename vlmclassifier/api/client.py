@@ -108,7 +108,9 @@ class Api:
         full_text = f"{error} {codes[1]} {getattr(error, 'body', '')}"
         if isinstance(error, ValueError) and status is None:
             return None
-        if status is not None and 400 <= status < 500 and status not in NO_REFUSAL and is_refusal(full_text):
+        is_about_the_account = status == 403 and "account" in full_text.lower()
+        is_about_the_image = status is not None and 400 <= status < 500 and status not in NO_REFUSAL
+        if is_about_the_image and not is_about_the_account and is_refusal(full_text):
             return Reply("refusal", self.model, 0, 0)
         is_key_refused = status == 401 or "API_KEY_INVALID" in full_text or "API key not valid" in full_text
         is_key_refused |= status == 403 and not self.has_answered  # later, it is about this image

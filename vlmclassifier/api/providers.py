@@ -4,7 +4,7 @@ import base64
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from vlmclassifier.api.client import Api, Settings, make_reply
+from vlmclassifier.api.client import Api, Settings, is_refusal, make_reply
 from vlmclassifier.api.http import bounded_client
 from vlmclassifier.models import ModelSpec
 from vlmclassifier.records import Reply
@@ -63,6 +63,8 @@ class OpenAI(Api):
     def parse(self, response: dict[str, Any]) -> tuple[str, Reply]:
         """The text and the other values of a response, also of one in the results of a batch."""
         if not response.get("choices"):  # some servers send their errors with the status 200
+            if is_refusal(str(response.get("error"))):
+                return "", make_reply("", True, False, response.get("model") or self.model, 0, 0)
             raise ValueError(f"the server's error: {response.get('error') or response}")
         choice, usage = response["choices"][0], response.get("usage") or {}
         message, reason = choice["message"], choice.get("finish_reason")

@@ -18,6 +18,7 @@ from vlmclassifier.images import image_sizes, open_image
 from vlmclassifier.prompts import THOUGHT, PromptSetting
 from vlmclassifier.records import Example, Prediction, Reply
 from vlmclassifier.runs import Run, open_run, recorded_rows
+from vlmclassifier.runs.record import EXTENDABLE_KEYS
 
 if TYPE_CHECKING:
     from vlmclassifier.api.providers import OpenAI
@@ -62,8 +63,9 @@ class SettingRun:
 
     @cached_property
     def config_hash(self) -> str:
-        """A hash of the configuration without the number of images: it identifies the requests of this run."""
-        return hashlib.sha256(json.dumps(self.config | {"limit": None}, sort_keys=True).encode()).hexdigest()
+        """A hash of the configuration without what may change within a run: it identifies the requests of this run."""
+        identity = {key: value for key, value in self.config.items() if key not in EXTENDABLE_KEYS}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def custom_id(self, example: Example) -> str:
         """The id of the request for one image in a batch file."""
@@ -83,6 +85,7 @@ class SettingRun:
             text, reply = api.ask(self.jpeg(example), self.prompt(example))
             return self.prediction(example, text, reply)
 
+        api.has_answered |= bool(self.run.done)
         stop = threading.Event()
         tracker, failed_file = FailureTracker(stop), self.folder / "unanswered.json"
         failed = _read_failed(failed_file)  # example id -> reason

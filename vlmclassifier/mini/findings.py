@@ -110,14 +110,16 @@ def over_seeds(tables: Sequence[Sequence[Finding]]) -> list[Finding]:
             continue
         values = [match.value for match in matching]
         holds = ""
-        if row.holds:
-            count = sum(match.holds.startswith("holds") for match in matching)
+        judged = [match for match in matching if match.holds.startswith(("holds", "does not hold"))]
+        undecided = sum(match.holds.startswith("cannot be judged") for match in matching)
+        if judged:
+            count = sum(match.holds.startswith("holds") for match in judged)
             holds = f"holds in {count} of {len(matching)}"
-            undecided = sum(match.holds.startswith("cannot be judged") for match in matching)
-            if undecided:
-                holds += f", cannot be judged in {undecided}"
-            if any("by construction" in match.holds for match in matching):
-                holds += " (by construction)"
+            holds += f", cannot be judged in {undecided}" if undecided else ""
+        elif undecided:
+            holds = f"cannot be judged in {undecided} of {len(matching)}"
+        if judged and any("by construction" in match.holds for match in matching):
+            holds += " (by construction)"
         merged.append(
             Finding(
                 row.finding, row.metric, sum(values) / len(values), min(values), max(values),

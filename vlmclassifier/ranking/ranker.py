@@ -21,10 +21,10 @@ from vlmclassifier.vlm import VLM, Batch
 
 CHUNK = 256  # tree tokens per image in one forward pass
 # Tolerated difference in nats between a method and full forward passes, due to rounding: in bfloat16 and float16 the
-# smaller number plus three times the noise that is measured on the spot, at most the larger. Positions that are off by
+# smaller number plus twice the noise that is measured on the spot, at most the larger. Positions that are off by
 # one change 0.1 to 6 nats, a missing tree mask 0.3 to 4 (docs/correctness.md).
 FLOAT32_TOLERANCE = 1e-3
-LOW_PRECISION_TOLERANCE = (0.05, 0.2)
+LOW_PRECISION_TOLERANCE = (0.05, 0.1)
 SIBLINGS = 4  # names below one node of the trie that are compared too: they show a wrong attention mask
 # What models with another architecture raise.
 UNSUPPORTED_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
@@ -128,7 +128,7 @@ class Ranker:
 
     def checked(self, log_probs: np.ndarray, has_rows: bool = True) -> np.ndarray:
         """Log-probabilities [rows, ...]; raises NotFiniteError for one that is not finite."""
-        check_finite(torch.as_tensor(log_probs), "A log-probability of a name", self.vlm.model.dtype, has_rows)
+        check_finite(torch.as_tensor(log_probs), "A log-probability of a name", self.vlm.logits_dtype, has_rows)
         return log_probs
 
     def select_method(self, image: Image.Image) -> str:
@@ -194,10 +194,9 @@ class Ranker:
     def _tolerance(self, row: Mapping[str, Tensor], names: Sequence[int], expected: np.ndarray) -> float:
         """The tolerated difference in nats of the current method, by the dtype of the logits.
 
-        BLIP-2 keeps parts in float32 when its language model, and so its logits, are in float16. The noise of low
-        precision is the difference between full passes and passes after the cached prompt.
+        The noise of low precision is the difference between full passes and passes after the cached prompt.
         """
-        if self.vlm.model.get_output_embeddings().weight.dtype == torch.float32:
+        if self.vlm.logits_dtype == torch.float32:
             return FLOAT32_TOLERANCE
         smallest, largest = LOW_PRECISION_TOLERANCE
         if self.method == "cached_prompt":  # it would be compared with itself
@@ -209,7 +208,7 @@ class Ranker:
         except UNSUPPORTED_ERRORS:
             return smallest
         noise = float(np.abs(cached - expected).max())
-        return min(largest, smallest + 3 * noise) if noise == noise else smallest
+        return min(largest, smallest + 2 * noise) if noise == noise else smallest
 
     def _prompts_begin_with_bos(self) -> bool:
         """Whether the processor's prompts contain a begin token: PaliGemma's processor adds it, its tokenizer not."""

@@ -10,8 +10,10 @@ from vlmclassifier.records import UserError
 
 FORMAT = 2  # of run folders; format 1 had other fields in run.json and in the rows
 # No part of a run's identity: a larger limit continues the same run, and so do rows that are added to the manifest or
-# removed from it; the recorded rows that are evaluated no longer are kept.
-EXTENDABLE_KEYS = ("limit", "manifest", "tags", "skipped_images", "verified")
+# removed from it; recorded rows that are evaluated no longer are kept. Tags are what the latest command says.
+ROWS_KEYS = ("manifest", "skipped_images")  # another value: other rows are evaluated
+NOTE_KEYS = ("tags", "verified")
+EXTENDABLE_KEYS = ("limit", *ROWS_KEYS, *NOTE_KEYS)
 OPTIONAL_KEYS = ("template",)  # a record without them is taken to agree
 
 

@@ -20,7 +20,9 @@ from vlmclassifier.records import Prediction, UserError, prediction_from_line, t
 from vlmclassifier.runs.locks import ALIVE_BYTE, FolderLocks, open_locked
 from vlmclassifier.runs.provenance import git_commit, versions
 from vlmclassifier.runs.record import (
+    NOTE_KEYS,
     OPTIONAL_KEYS,
+    ROWS_KEYS,
     differing_keys,
     new_record,
     now,
@@ -292,7 +294,7 @@ def open_run(
         run.locks.acquire(ALIVE_BYTE, shared=True)
         if record is not None:
             refuse_difference(folder, record["config"], config)
-            record["config"] |= {key: config[key] for key in OPTIONAL_KEYS if key in config}
+            record["config"] |= {key: config[key] for key in (*OPTIONAL_KEYS, *NOTE_KEYS) if key in config}
             for shard in filter(None, map(open_locked, run.shard_files() if width else ())):
                 truncate_torn_rows(shard, width)  # not before: another run's parts would be cut by this run's width
                 shard.close()
@@ -300,7 +302,7 @@ def open_run(
         if record is None and run.done:
             raise UserError(f"{folder} holds rows but no run.json to say what they are: move the folder away.")
         record = record or new_record(config)
-        is_changed = record["config"].get("manifest") != config.get("manifest")
+        is_changed = any(record["config"].get(key) != config.get(key) for key in ROWS_KEYS)
         if len(order) > record["target"] or is_changed:  # a larger limit goes on; a smaller one does not shrink the run
             finished = record["finished"] if run.complete and is_changed else None
             record |= {"config": config, "target": len(order), "finished": finished}

@@ -18,7 +18,7 @@ from vlmclassifier.scoring.guidance import BLOCK, GRID, Scoring, best_t, curve, 
 
 PRIORS = {"no_image": "", "mean": "_mean_prior"}  # of guidance -> what its settings' names end with
 SCORES = {"sum": ("prob_sum", False), "mean": ("prob_avg", True)}  # score -> setting of paper.csv, per token
-SAME_RUN_KEYS = ("model", "checkpoint", "dtype", "benchmark", "template", "wording", "answer_prefix",
+SAME_RUN_KEYS = ("model", "checkpoint", "dtype", "benchmark", "data_root", "template", "wording", "answer_prefix",
                  "paper_tokenisation", "classes")  # fmt: skip
 
 

@@ -109,7 +109,10 @@ def _score_ranking(folder: Path, record: dict[str, Any], train: Path | None) -> 
     run = ScoredRun(folder, config, record["finished"], [])
     if config["top_k"] is None:
         ranking = read_ranking(folder)
-        rows, variants = ranking.rows, list(ranking.variants(read_ranking(train) if train else None))
+        train_ranking = read_ranking(train) if train else None
+        if train_ranking is not None and set(train_ranking.ids) & set(ranking.ids):
+            train_ranking = None  # after a change of the manifest: t must not be chosen on evaluated images
+        rows, variants = ranking.rows, list(ranking.variants(train_ranking))
         run.guidance.extend(_guidance_rows(ranking, suffix))
         run.chosen_t.extend(_chosen_t_row(config, variant, suffix) for variant in variants if variant.chosen_on)
     else:
@@ -178,7 +181,7 @@ def collect_runs(
             records[folder] = record
     cells: dict[Cell, tuple[tuple, ScoredRun, list[Score]]] = {}
     finished: list[ScoredRun] = []
-    tag_of_weights = _weights_tags([record["config"] for record in records.values()])
+    tag_of_weights = _weights_tags([record["config"] for record in records.values() if record["finished"]])
     collected.notes += _unverified([record["config"] for record in records.values()])
     for folder, record in records.items():
         config = record["config"]
@@ -195,7 +198,7 @@ def collect_runs(
                 )
             run = score_run(folder, None, encoder, _train_folder(config, records))
             if tag := tag_of_weights.get(config.get("checkpoint")):
-                run = replace(run, scores=[replace(score, tags=(*score.tags, tag)) for score in run.scores])
+                run = _with_tag(run, tag)
             finished.append(run)
             if not (config["kind"] == "ranking" and config["split"] == "train"):
                 _keep_the_largest(cells, run, collected.notes)
@@ -206,17 +209,27 @@ def collect_runs(
 
 
 def _weights_tags(configs: Sequence[dict[str, Any]]) -> dict[str | None, str]:
-    """A tag for every checkpoint of a model that has runs of several, so that they do not share a cell.
+    """A tag for every checkpoint where several share a row of a table, so that neither replaces the other.
 
     A checkpoint that is verified as the registered model needs none.
     """
-    of_model: dict[str, set[str]] = {}
+    of_row: dict[tuple, set[str]] = {}  # a row of a table: model and tags
     for config in configs:
         if config.get("checkpoint"):
-            of_model.setdefault(config["model"], set()).add(config["checkpoint"])
+            of_row.setdefault((config["model"], *config["tags"]), set()).add(config["checkpoint"])
     verified = {config["checkpoint"] for config in configs if config.get("verified")}
-    several = [checkpoint for checkpoints in of_model.values() if len(checkpoints) > 1 for checkpoint in checkpoints]
+    several = [checkpoint for checkpoints in of_row.values() if len(checkpoints) > 1 for checkpoint in checkpoints]
     return {checkpoint: f"weights {checkpoint[:8]}" for checkpoint in several if checkpoint not in verified}
+
+
+def _with_tag(run: ScoredRun, tag: str) -> ScoredRun:
+    """The same run with another tag on everything that a table shows of it."""
+    scores = [replace(score, tags=(*score.tags, tag)) for score in run.scores]
+    guidance, chosen_t = (
+        [row | {"tags": ", ".join(filter(None, [row["tags"], tag]))} for row in rows]
+        for rows in (run.guidance, run.chosen_t)
+    )
+    return replace(run, scores=scores, guidance=guidance, chosen_t=chosen_t)
 
 
 def _unverified(configs: Sequence[dict[str, Any]]) -> list[str]:

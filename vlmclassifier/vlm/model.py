@@ -64,11 +64,16 @@ class VLM:
         self._splitter = BatchSplitter()
         self._features_are_separable = True  # whether the features of several images can be split by image
         self.processor.tokenizer.padding_side = "left"  # so that new tokens directly follow the prompt
-        # The marks of a thought are special tokens in some models: answers keep them, so that it can be told apart.
-        marks = {part for pair in MARKS for part in pair}
+        # The marks of a thought, or parts of them, are special tokens in some models: answers keep them, so that the
+        # thought can be told apart.
+        marks = "\n".join(part for pair in MARKS for part in pair)
         added = self.processor.tokenizer.added_tokens_decoder
         self._special_ids = {number for number, token in added.items() if token.special and token.content not in marks}
-        self._crops_centre = getattr(self.processor.image_processor, "do_center_crop", None)
+        image_processor = self.processor.image_processor
+        # LLaVA-NeXT's crops only the tiles that it has cut the whole image into.
+        self._crops_centre = getattr(image_processor, "do_center_crop", None) and not hasattr(
+            image_processor, "image_grid_pinpoints"
+        )
         _complete_processor(self.processor, self.model.config)
         _set_greedy_decoding(self.model, self.processor.tokenizer)
 
@@ -91,12 +96,17 @@ class VLM:
         switches = {name: False for name in SWITCHES if re.search(rf"\b{name}\b", template)}
         messages = [{"role": "user", "content": content}]
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, **switches)
-        if question not in text:
+        if (question + thought).strip() not in text:
             raise UserError(
                 f"The chat template of {self.spec.key} leaves out the question: it may read the content of a message "
                 "as plain text; use a chat_template.jinja that renders content blocks of the type text."
             )
         return text
+
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        """The dtype of the logits. BLIP-2 keeps other parts in float32 when its language model is in float16."""
+        return self.model.get_output_embeddings().weight.dtype
 
     @property
     def opens_thought(self) -> bool:
@@ -179,11 +189,11 @@ class VLM:
             features = join_features(image_features)
             if self._is_blip():
                 new_tokens = self._generate_blip(inputs, features, options)  # [batch, new tokens]
-                finite.check(self.model.dtype)
+                finite.check(self.logits_dtype)
                 return [self._decode(row) for row in new_tokens.tolist()]
             inputs["mm_encoder_outputs"] = {"image": features}
         sequences = self.model.generate(**inputs, **options)  # [batch, tokens + new tokens]
-        finite.check(self.model.dtype)
+        finite.check(self.logits_dtype)
         if not torch.equal(sequences[:, :length], inputs["input_ids"]):
             raise RuntimeError(f"{type(self.model).__name__}.generate does not return the prompt before the answer")
         return [self._decode(row) for row in sequences[:, length:].tolist()]
