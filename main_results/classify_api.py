@@ -29,7 +29,6 @@ from vlmclassifier.records import UserError
 from vlmclassifier.scoring.runs import score_run
 
 if TYPE_CHECKING:
-    from vlmclassifier.api import Api
     from vlmclassifier.api.setting_run import SettingRun
 
 
@@ -82,7 +81,7 @@ class Args(PromptArgs, DataArgs):
 def main(args: Args) -> None:
     """Check everything, print the estimate, send what is pending, score."""
     from vlmclassifier.api import Settings, load_api
-    from vlmclassifier.api.setting_run import estimate_all
+    from vlmclassifier.api.setting_run import estimate_all, record_batches
 
     # ---- check
     check(args)
@@ -165,19 +164,6 @@ def setting_run(args: Args, spec: ModelSpec, task: Evaluation, setting: PromptSe
     )  # fmt: skip
     folder = run_folder(args.out, "main_results", args.name or run_name(spec, task), setting.name, several)
     return SettingRun(setting, task, config, folder, args.max_side)
-
-
-def record_batches(api: "Api", runs: "Sequence[SettingRun]", files: tuple[Path, ...]) -> None:
-    """Record the answers in the results of batches. Raises UserError where none belongs to one of these runs."""
-    from vlmclassifier.api.batches import read_batch
-
-    results = [result for file in files for result in read_batch(api, file)]
-    known = {run.custom_id(example) for run in runs for example in run.task.examples}
-    if not any(identity in known for identity, _, _ in results):
-        raise UserError(f"{', '.join(map(str, files))} answers none of these questions, but those of another model, "
-                        "data set or setting: give the options with which the batch was written.")  # fmt: skip
-    for run in runs:
-        run.record_results(results)
 
 
 def finish(run: "SettingRun", prices: Sequence[float] | None, from_batch: bool, accept_unanswered: bool) -> None:

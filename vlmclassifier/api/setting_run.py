@@ -16,7 +16,7 @@ from vlmclassifier.api.costs import Usage, estimated_usage, recorded_usage, tota
 from vlmclassifier.benchmarks import Evaluation
 from vlmclassifier.images import image_sizes, open_image
 from vlmclassifier.prompts import THOUGHT, PromptSetting
-from vlmclassifier.records import Example, Prediction, Reply
+from vlmclassifier.records import Example, Prediction, Reply, UserError
 from vlmclassifier.runs import Run, open_run, recorded_rows
 from vlmclassifier.runs.record import EXTENDABLE_KEYS
 
@@ -177,6 +177,19 @@ def estimate_all(runs: Sequence[SettingRun], provider: str) -> Usage:
     task = runs[0].task
     sizes = image_sizes([example.image for example in task.examples[:SAMPLE_SIZE]])
     return total_usage([run.estimate(provider, sizes) for run in runs])
+
+
+def record_batches(api: "OpenAI", runs: Sequence[SettingRun], files: tuple[Path, ...]) -> None:
+    """Record the answers in the results of batches. Raises UserError where none belongs to one of these runs."""
+    from vlmclassifier.api.batches import read_batch
+
+    results = [result for file in files for result in read_batch(api, file)]
+    known = {run.custom_id(example) for run in runs for example in run.task.examples}
+    if not any(identity in known for identity, _, _ in results):
+        raise UserError(f"{', '.join(map(str, files))} answers none of these questions, but those of another model, "
+                        "data set or setting: give the options with which the batch was written.")  # fmt: skip
+    for run in runs:
+        run.record_results(results)
 
 
 def _read_failed(file: Path) -> dict[str, str]:

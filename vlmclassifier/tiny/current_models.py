@@ -1,50 +1,6 @@
 """Miniatures of current vision-language models, each with its processor and a chat template in the model's format."""
 
-from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3ImageProcessor,
-    Gemma3Processor,
-    GotOcr2ImageProcessor,
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    Idefics3ImageProcessor,
-    Idefics3Processor,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLProcessor,
-    InternVLVideoProcessor,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessor,
-    LlavaOnevisionProcessor,
-    LlavaOnevisionVideoProcessor,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    PaliGemmaProcessor,
-    PixtralImageProcessor,
-    PixtralProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-    SiglipImageProcessor,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-    SmolVLMImageProcessor,
-    SmolVLMProcessor,
-    SmolVLMVideoProcessor,
-)
+import transformers
 
 from vlmclassifier.models import ModelSpec
 from vlmclassifier.tiny.paper_models import PINPOINTS
@@ -59,13 +15,13 @@ from vlmclassifier.tiny.parts import (
     train_tokenizer,
 )
 
-ModelAndProcessor = tuple[PreTrainedModel, ProcessorMixin]
+ModelAndProcessor = tuple[transformers.PreTrainedModel, transformers.ProcessorMixin]
 PATCHES = (IMAGE_SIZE // PATCH) ** 2  # per tile
 SIGLIP_ENCODER = {"model_type": "siglip_vision_model", "vision_use_head": False, **VISION}
 CHATML_ANSWER_START = "<|im_end|>\n<|im_start|>assistant\n"  # ends the question and begins the answer
 
 
-def _qwen_tokenizer() -> PreTrainedTokenizerFast:
+def _qwen_tokenizer() -> transformers.PreTrainedTokenizerFast:
     named_tokens = {
         "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>",
         "vision_end_token": "<|vision_end|>",
@@ -74,7 +30,7 @@ def _qwen_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(special_tokens, None, "<|im_end|>", "<|endoftext|>", **named_tokens)
 
 
-def _qwen_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+def _qwen_token_ids(tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, int]:
     """The token ids in the configuration of a Qwen-VL model."""
     return {
         "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
@@ -99,13 +55,15 @@ def make_qwen2_5_vl(spec: ModelSpec) -> ModelAndProcessor:
         "patch_size": PATCH, "window_size": IMAGE_SIZE, "fullatt_block_indexes": [1],
     }  # fmt: skip
     pixel_limits = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}
-    image_processor = Qwen2VLImageProcessor(size=pixel_limits)
-    video_processor = Qwen2VLVideoProcessor(size=pixel_limits)
-    processor = Qwen2_5_VLProcessor(image_processor, tokenizer, video_processor, chat_template=_qwen_chat_template())
-    config = Qwen2_5_VLConfig(
+    image_processor = transformers.Qwen2VLImageProcessor(size=pixel_limits)
+    video_processor = transformers.Qwen2VLVideoProcessor(size=pixel_limits)
+    processor = transformers.Qwen2_5_VLProcessor(
+        image_processor, tokenizer, video_processor, chat_template=_qwen_chat_template()
+    )
+    config = transformers.Qwen2_5_VLConfig(
         text_config=text_config, vision_config=vision_config, **_qwen_token_ids(tokenizer)
     )  # fmt: skip
-    return Qwen2_5_VLForConditionalGeneration(config), processor
+    return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
 def make_qwen3_vl(spec: ModelSpec) -> ModelAndProcessor:
@@ -120,11 +78,15 @@ def make_qwen3_vl(spec: ModelSpec) -> ModelAndProcessor:
         "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
     pixel_limits = {"shortest_edge": 32 * 32, "longest_edge": 128 * 128}
-    image_processor = Qwen2VLImageProcessor(size=pixel_limits, patch_size=16)
-    video_processor = Qwen3VLVideoProcessor(size=pixel_limits, patch_size=16)
-    processor = Qwen3VLProcessor(image_processor, tokenizer, video_processor, chat_template=_qwen_chat_template())
-    config = Qwen3VLConfig(text_config=text_config, vision_config=vision_config, **_qwen_token_ids(tokenizer))
-    return Qwen3VLForConditionalGeneration(config), processor
+    image_processor = transformers.Qwen2VLImageProcessor(size=pixel_limits, patch_size=16)
+    video_processor = transformers.Qwen3VLVideoProcessor(size=pixel_limits, patch_size=16)
+    processor = transformers.Qwen3VLProcessor(
+        image_processor, tokenizer, video_processor, chat_template=_qwen_chat_template()
+    )
+    config = transformers.Qwen3VLConfig(
+        text_config=text_config, vision_config=vision_config, **_qwen_token_ids(tokenizer)
+    )
+    return transformers.Qwen3VLForConditionalGeneration(config), processor
 
 
 def make_internvl(spec: ModelSpec) -> ModelAndProcessor:
@@ -139,16 +101,16 @@ def make_internvl(spec: ModelSpec) -> ModelAndProcessor:
         "image_size": [IMAGE_SIZE, IMAGE_SIZE], "patch_size": [PATCH, PATCH], "attention_bias": True,
         "use_qk_norm": False,
     }  # fmt: skip
-    config = InternVLConfig(
+    config = transformers.InternVLConfig(
         vision_config=vision_config, text_config=decoder_config("qwen2", tokenizer, 32768),
         image_seq_length=PATCHES // 4, image_token_id=tokenizer.context_image_token_id, downsample_ratio=0.5,
     )  # fmt: skip
-    image_processor = GotOcr2ImageProcessor(size=SIZE, crop_to_patches=True, min_patches=1, max_patches=4)
-    processor = InternVLProcessor(
-        image_processor, tokenizer, InternVLVideoProcessor(size=SIZE), image_seq_length=PATCHES // 4,
+    image_processor = transformers.GotOcr2ImageProcessor(size=SIZE, crop_to_patches=True, min_patches=1, max_patches=4)
+    processor = transformers.InternVLProcessor(
+        image_processor, tokenizer, transformers.InternVLVideoProcessor(size=SIZE), image_seq_length=PATCHES // 4,
         chat_template=chat_template("<|im_start|>user\n", "<IMG_CONTEXT>\n", CHATML_ANSWER_START),
     )  # fmt: skip
-    return InternVLForConditionalGeneration(config), processor
+    return transformers.InternVLForConditionalGeneration(config), processor
 
 
 def make_llava_onevision(spec: ModelSpec) -> ModelAndProcessor:
@@ -156,18 +118,18 @@ def make_llava_onevision(spec: ModelSpec) -> ModelAndProcessor:
     named_tokens = {"image_token": "<image>", "video_token": "<video>"}
     special_tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *named_tokens.values()]
     tokenizer = train_tokenizer(special_tokens, None, "<|im_end|>", "<|endoftext|>", **named_tokens)
-    config = LlavaOnevisionConfig(
+    config = transformers.LlavaOnevisionConfig(
         vision_config=SIGLIP_ENCODER, text_config=decoder_config("qwen2", tokenizer, 32768),
         image_grid_pinpoints=PINPOINTS, image_token_index=tokenizer.image_token_id,
         video_token_index=tokenizer.video_token_id, vision_feature_layer=-1, vision_feature_select_strategy="full",
     )  # fmt: skip
-    image_processor = LlavaOnevisionImageProcessor(size=SIZE, image_grid_pinpoints=PINPOINTS)
-    processor = LlavaOnevisionProcessor(
-        image_processor, tokenizer, LlavaOnevisionVideoProcessor(size=SIZE), num_image_tokens=PATCHES,
+    image_processor = transformers.LlavaOnevisionImageProcessor(size=SIZE, image_grid_pinpoints=PINPOINTS)
+    processor = transformers.LlavaOnevisionProcessor(
+        image_processor, tokenizer, transformers.LlavaOnevisionVideoProcessor(size=SIZE), num_image_tokens=PATCHES,
         vision_feature_select_strategy="full",
         chat_template=chat_template("<|im_start|>user ", "<image>\n", CHATML_ANSWER_START),
     )  # fmt: skip
-    return LlavaOnevisionForConditionalGeneration(config), processor
+    return transformers.LlavaOnevisionForConditionalGeneration(config), processor
 
 
 def _tile_tokens(size: int = 4) -> list[str]:
@@ -187,18 +149,18 @@ def make_smolvlm(spec: ModelSpec) -> ModelAndProcessor:
     }  # fmt: skip
     special_tokens = ["<|endoftext|>", "<|im_start|>", *named_tokens.values(), *_tile_tokens()]
     tokenizer = train_tokenizer(special_tokens, "<|im_start|>", "<end_of_utterance>", "<|endoftext|>", **named_tokens)
-    config = SmolVLMConfig(
+    config = transformers.SmolVLMConfig(
         vision_config=VISION, text_config=decoder_config("llama", tokenizer, 8192), scale_factor=2,
         image_token_id=tokenizer.image_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     pixel_limits = {"size": {"longest_edge": 2 * IMAGE_SIZE}, "max_image_size": {"longest_edge": IMAGE_SIZE}}
-    image_processor = SmolVLMImageProcessor(**pixel_limits)
-    video_processor = SmolVLMVideoProcessor(**pixel_limits)
+    image_processor = transformers.SmolVLMImageProcessor(**pixel_limits)
+    video_processor = transformers.SmolVLMVideoProcessor(**pixel_limits)
     template = chat_template("<|im_start|>User:", "<image>", "<end_of_utterance>\nAssistant:")
-    processor = SmolVLMProcessor(
+    processor = transformers.SmolVLMProcessor(
         image_processor, tokenizer, video_processor, image_seq_len=PATCHES // 4, chat_template=template
     )
-    return SmolVLMForConditionalGeneration(config), processor
+    return transformers.SmolVLMForConditionalGeneration(config), processor
 
 
 def make_idefics3(spec: ModelSpec) -> ModelAndProcessor:
@@ -206,33 +168,37 @@ def make_idefics3(spec: ModelSpec) -> ModelAndProcessor:
     special_tokens = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<fake_token_around_image>",
                "<image>", "<end_of_utterance>", "<global-img>", *_tile_tokens(6)]  # fmt: skip
     tokenizer = train_tokenizer(special_tokens, "<|begin_of_text|>", "<end_of_utterance>", "<|finetune_right_pad_id|>")
-    config = Idefics3Config(
+    config = transformers.Idefics3Config(
         vision_config=VISION, text_config=decoder_config("llama", tokenizer, 10240), scale_factor=2,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    image_processor = Idefics3ImageProcessor(
+    image_processor = transformers.Idefics3ImageProcessor(
         size={"longest_edge": 2 * IMAGE_SIZE}, max_image_size={"longest_edge": IMAGE_SIZE}
     )
     template = chat_template("<|begin_of_text|>User:", "<image>", "<end_of_utterance>\nAssistant:")
-    processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=PATCHES // 4, chat_template=template)
-    return Idefics3ForConditionalGeneration(config), processor
+    processor = transformers.Idefics3Processor(
+        image_processor, tokenizer, image_seq_len=PATCHES // 4, chat_template=template
+    )
+    return transformers.Idefics3ForConditionalGeneration(config), processor
 
 
 def make_paligemma(spec: ModelSpec) -> ModelAndProcessor:
     """PaliGemma 2: SigLIP, and Gemma 2 with bidirectional attention over image and question; no chat template."""
     tokenizer = train_tokenizer(["<pad>", "<eos>", "<bos>", "<unk>", "<image>"], "<bos>", "<eos>", "<pad>",
                                 image_token="<image>")  # fmt: skip
-    image_processor = SiglipImageProcessor(size=SIZE)
+    image_processor = transformers.SiglipImageProcessor(size=SIZE)
     image_processor.image_seq_length = PATCHES
-    processor = PaliGemmaProcessor(image_processor, tokenizer)  # adds its <loc> and <seg> tokens to the tokenizer
+    processor = transformers.PaliGemmaProcessor(
+        image_processor, tokenizer
+    )  # adds its <loc> and <seg> tokens to the tokenizer
     text_config = decoder_config("gemma2", tokenizer, 8192) | {
         "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 4096,
     }  # fmt: skip
-    config = PaliGemmaConfig(
+    config = transformers.PaliGemmaConfig(
         vision_config=SIGLIP_ENCODER | {"projection_dim": WIDTH}, text_config=text_config, projection_dim=WIDTH,
         image_token_index=tokenizer.image_token_id,
     )  # fmt: skip
-    return PaliGemmaForConditionalGeneration(config), processor
+    return transformers.PaliGemmaForConditionalGeneration(config), processor
 
 
 def make_gemma3(spec: ModelSpec) -> ModelAndProcessor:
@@ -244,15 +210,15 @@ def make_gemma3(spec: ModelSpec) -> ModelAndProcessor:
         "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64, "sliding_window_pattern": 2,
         "eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")],
     }  # fmt: skip
-    config = Gemma3Config(
+    config = transformers.Gemma3Config(
         vision_config=SIGLIP_ENCODER, text_config=text_config, mm_tokens_per_image=4,
         eos_token_id=text_config["eos_token_id"], boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id, image_token_index=tokenizer.image_token_id,
     )  # fmt: skip
     template = chat_template("<bos><start_of_turn>user\n", "<start_of_image>", "<end_of_turn>\n<start_of_turn>model\n")
-    image_processor = Gemma3ImageProcessor(size=SIZE)
-    processor = Gemma3Processor(image_processor, tokenizer, template, image_seq_length=4)
-    return Gemma3ForConditionalGeneration(config), processor
+    image_processor = transformers.Gemma3ImageProcessor(size=SIZE)
+    processor = transformers.Gemma3Processor(image_processor, tokenizer, template, image_seq_length=4)
+    return transformers.Gemma3ForConditionalGeneration(config), processor
 
 
 def make_pixtral(spec: ModelSpec) -> ModelAndProcessor:
@@ -260,12 +226,12 @@ def make_pixtral(spec: ModelSpec) -> ModelAndProcessor:
     special_tokens = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
     tokenizer = train_tokenizer(special_tokens, "<s>", "</s>", "<pad>", image_token="[IMG]")
     vision_config = VISION | {"model_type": "pixtral", "image_size": 2 * IMAGE_SIZE, "head_dim": WIDTH // 2}
-    config = LlavaConfig(
+    config = transformers.LlavaConfig(
         vision_config=vision_config, text_config=decoder_config("mistral", tokenizer, 1024000, head_dim=WIDTH // 2),
         image_token_index=tokenizer.image_token_id, vision_feature_layer=-1, vision_feature_select_strategy="full",
     )  # fmt: skip
-    image_processor = PixtralImageProcessor(size={"longest_edge": 2 * IMAGE_SIZE}, patch_size=PATCH)
-    processor = PixtralProcessor(
+    image_processor = transformers.PixtralImageProcessor(size={"longest_edge": 2 * IMAGE_SIZE}, patch_size=PATCH)
+    processor = transformers.PixtralProcessor(
         image_processor, tokenizer, patch_size=PATCH, chat_template=chat_template("<s>[INST]", "[IMG]", "[/INST]")
     )
-    return LlavaForConditionalGeneration(config), processor
+    return transformers.LlavaForConditionalGeneration(config), processor
