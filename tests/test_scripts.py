@@ -12,7 +12,7 @@ from test_runs import needs_mount, part_bytes, small_disk  # noqa: F401 - a fixt
 
 SCRIPTS = sorted(
     str(file.relative_to(ROOT))
-    for folder in ("main_results", "inference_analysis", "training_analysis", "scripts")
+    for folder in ("main_results", "inference_analysis", "feature_analysis", "training_analysis", "scripts")
     for file in (ROOT / folder).glob("*.py")
 )  # fmt: skip
 SHARED_FLAGS = ["--model", "--weights", "--benchmark", "--data-root", "--split", "--limit", "--seed", "--batch-size"]

@@ -18,6 +18,10 @@ WORDINGS = {
 # {thought} is empty or THOUGHT. A model without an entry here uses its processor's own chat template.
 TEMPLATES = {
     "llava-1.5": "USER: <image>\n{question}\nASSISTANT:{thought}",
+    "llava-v1": (  # of LLaVA's own code: the paper's Table 10
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: <image>\n{question} ASSISTANT:{thought}"
+    ),
     "llava-next-vicuna": (
         "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
         "detailed, and polite answers to the human's questions. USER: <image>\n{question} ASSISTANT:{thought}"

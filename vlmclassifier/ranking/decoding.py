@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from vlmclassifier.vlm import VLM
+from vlmclassifier.vlm.hidden import innermost_decoder
 
 SPARE_TOKENS = 256  # tree tokens by which a cache buffer grows, at least
 LOGITS_PER_SLICE = 2**22  # logits that are kept in float32 at a time
@@ -102,7 +103,7 @@ class TreeDecoder:
 
     def __init__(self, vlm: VLM) -> None:
         self.model = vlm.model
-        self.decoder = _innermost_decoder(vlm.model)
+        self.decoder = innermost_decoder(vlm.model)
         self.head = vlm.model.get_output_embeddings()
         config = self.decoder.config
         self.softcap = getattr(config, "final_logit_softcapping", None)
@@ -202,14 +203,6 @@ class TreeDecoder:
 def token_log_probs(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities of `tokens` [edges] in `rows` [edges] of logits [states, vocabulary]; never above 0."""
     return (logits[rows, tokens] - logits.logsumexp(dim=-1)[rows]).clamp(max=0)
-
-
-def _innermost_decoder(model: nn.Module) -> Any:
-    """The decoder without its output embeddings. For BLIP-2, `get_decoder` returns the whole language model first."""
-    decoder = model.get_decoder()
-    while (inner := decoder.get_decoder()) is not decoder and inner is not None:
-        decoder = inner
-    return decoder
 
 
 def _additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -44,6 +44,8 @@ from vlmclassifier.runs.vectors import (
 if TYPE_CHECKING:
     from numpy import ndarray
 
+    from vlmclassifier.runs.features import FeatureRow
+
 ROWS_FILE = "predictions.jsonl"
 IN_FLIGHT = 4  # batches that may be written but not yet on the disk
 
@@ -224,7 +226,7 @@ class Run:
         """The part files of all processes."""
         return sorted(self.folder.glob("part-*.jsonl"))
 
-    def _check_labels(self, rows: Sequence[Prediction]) -> None:
+    def _check_labels(self, rows: "Sequence[Prediction | FeatureRow]") -> None:
         """Raise UserError for a recorded row whose label is not the manifest's."""
         for row in rows:
             if (label := self.labels.get(row.example_id, row.label)) != row.label:
@@ -274,7 +276,7 @@ class Run:
 
 def open_run(
     folder: Path, config: dict[str, Any], order: Sequence[str], width: int = 0, *,
-    labels: Mapping[str, str] | None = None, batch_size: int | None = None,
+    labels: Mapping[str, str] | None = None, batch_size: int | None = None, run_class: type[Run] = Run,
 ) -> Run:  # fmt: skip
     """Open or continue the run in `folder`; `order` is the list of example ids in evaluation order.
 
@@ -285,7 +287,7 @@ def open_run(
     difference is shown), of other labels, of an older format, or rows that cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, order, width, labels)
+    run = run_class(folder, order, width, labels)
     with run.locks.whole_folder():
         record = read_record(folder) if (folder / "run.json").exists() else None
         if record is not None and _is_replaceable(record, config, order, folder) and run.locks.acquire(ALIVE_BYTE):
@@ -400,6 +402,8 @@ def recorded_rows(folder: Path, config: dict[str, Any]) -> list[Prediction]:
 
 def has_rows(folder: Path) -> bool:
     """Whether a run has a row already, merged or not."""
+    if any(folder.glob("features-*.safetensors")):
+        return True
     files = [folder / ROWS_FILE, *folder.glob("part-*.jsonl")]
     return any(b"\n" in file.read_bytes() for file in files if file.exists())
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlmclassifier.scoring.semantic import Encoder
 
 # By kind of run: what the paper calls accuracy.
-PAPER_METRIC = {"vlm": "contains", "api": "contains", "clip": "exact", "ranking": "exact"}
+PAPER_METRIC = {"vlm": "contains", "api": "contains", "clip": "exact", "ranking": "exact", "probe": "exact"}
 TEXT_KINDS = ("vlm", "api")  # answers in words
 SHORT_LIST = 30  # mentions whose places are looked up in the list itself, which costs less than an index of it
 ECHO_LENGTH = 3  # so many candidates in the order of the list are an echo of it

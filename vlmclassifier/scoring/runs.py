@@ -57,7 +57,7 @@ class ScoredRuns:
 
 def run_cell(config: dict[str, Any]) -> Cell:
     """Model, setting, dataset and tags of a classification run, as in paper.csv."""
-    setting = PromptSetting.from_config(config).name
+    setting = config["setting"] if config["kind"] == "probe" else PromptSetting.from_config(config).name
     return display_name(config["model"]), setting, config["benchmark"], tuple(config["tags"])
 
 

@@ -1,0 +1,170 @@
+"""Store hidden states of a vision-language model, or image features of CLIP, for probes (section 3.2, Tables 3, 10).
+
+    python feature_analysis/extract_features.py --model llava-1.5-7b --benchmark flowers --split train
+    python feature_analysis/extract_features.py --model llava-1.5-7b --benchmark flowers
+    python feature_analysis/extract_features.py --model clip-vit-l-336 --benchmark flowers --split train
+    python feature_analysis/extract_features.py --benchmark flowers --template llava-v1 --positions 0 100 600 -2 -1
+
+One forward pass per image, which ends before the head. Keeps of the language model's last layer, behind its final norm,
+the last token, the mean over all tokens and the mean over the image's tokens; --positions adds single tokens, --layers
+all adds every layer. Writes outputs/feature_analysis/NAME/{run.json, features-*.safetensors}: shards of 256 images in
+the dtype of the run, keyed by image, which probe.py memory-maps. It can be stopped at any time: the same command
+continues. Start it several times, or under scripts/multi_gpu.sh, and the processes share the work.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlmclassifier import cli
+from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, run_name
+from vlmclassifier.benchmarks import Evaluation
+from vlmclassifier.images import open_image, prefetch
+from vlmclassifier.models import MODELS, ModelSpec, checkpoint_folder, find_model
+from vlmclassifier.prompts import TEMPLATES, WORDINGS
+from vlmclassifier.records import Example, UserError, images_named
+from vlmclassifier.runs.features import SHARD_ROWS, FeatureRun, open_features
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGE_FEATURE = "image"  # the one feature of a CLIP model: its image embedding of unit length
+
+
+@dataclass
+class Args(RunArgs, DataArgs, ModelArgs):
+    """Arguments."""
+
+    positions: tuple[int, ...] = ()
+    """Single tokens of the prompt to keep: 0 is the first, -1 the last."""
+    layers: tuple[str, ...] = ("last",)
+    """Layers to keep: last (behind the final norm), numbers (0 is what the first layer reads), or all."""
+    wording: Literal[tuple(WORDINGS)] = "base"
+    """Wording of the question (vlmclassifier/prompts.py)."""
+    template: Literal[tuple(TEMPLATES)] | None = None
+    """Prompt template (vlmclassifier/prompts.py); default: the model's own."""
+
+
+def main(args: Args) -> None:
+    """Check everything, extract what is pending, say what comes next."""
+    # ---- check
+    cli.check_positive(limit=args.limit, batch_size=args.batch_size)
+    spec = find_any_model(args.model)
+    if args.template:
+        spec = replace(spec, template=args.template)
+    if spec.kind == "clip" and (args.positions or args.layers != ("last",) or args.template):
+        raise UserError(f"{spec.key} is a CLIP model: --positions, --layers and --template are of language models.")
+    task = args.load_evaluation()
+
+    from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
+
+    # ---- open the run
+    checkpoint = find_checkpoint(spec, args.weights)
+    device = resolve_device(args.device)
+    options: dict[str, Any] = {}
+    if spec.kind == "vlm":
+        template = TEMPLATES[spec.template] if spec.template else None
+        options = {"template": template, "wording": args.wording, "positions": list(args.positions),
+                   "layers": list(args.layers)}  # fmt: skip
+    config = run_config(
+        "extract_features", "features", spec, task, args.limit, checkpoint=checkpoint,
+        default_dtype=resolve_dtype("auto", device), dtype=resolve_dtype(args.dtype, device), **options,
+    )  # fmt: skip
+    folder = args.run_folder("feature_analysis", run_name(spec, task, checkpoint), setting_name(args))
+    run = open_features(folder, config, task.order, task.labels, args.batch_size)
+
+    # ---- extract
+    if not run.complete:
+        extract(args, spec, checkpoint, task, run)
+    run.finish_features()
+    if cli.is_main_process():
+        print(f"Features of {len(run.order)} images: {run.folder}. Next: python feature_analysis/probe.py --train DIR "
+              "--test DIR, with the folders of the train and the test split")  # fmt: skip
+
+
+def find_any_model(key: str) -> ModelSpec:
+    """The spec of a VLM, or of a CLIP model that is registered. Raises UserError."""
+    return find_model(key, "clip" if key in MODELS and MODELS[key].kind == "clip" else "vlm")
+
+
+def find_checkpoint(spec: ModelSpec, weights: Path | None) -> Path:
+    """The local checkpoint of a model of either kind."""
+    if spec.kind == "vlm":
+        return checkpoint_folder(spec, weights)
+    from vlmclassifier.clip import checkpoint_path
+
+    return checkpoint_path(spec, weights)
+
+
+def setting_name(args: Args) -> str:
+    """What the default folder of a run says about its options."""
+    parts = ["features"]
+    parts += [args.template] if args.template else []
+    parts += [f"prompt_{args.wording}"] if args.wording != "base" else []
+    parts += ["positions"] if args.positions else []
+    parts += ["layers"] if args.layers != ("last",) else []
+    return "-".join(parts)
+
+
+def extract(args: Args, spec: ModelSpec, checkpoint: Path, task: Evaluation, run: FeatureRun) -> None:
+    """Compute the features of every pending range of images, batch by batch, and write its shard."""
+    import torch
+
+    examples = {example.id: example for example in task.examples}
+    if spec.kind == "clip":
+        prepare, compute = clip_functions(args, checkpoint)
+    else:
+        prepare, compute = vlm_functions(args, spec, checkpoint)
+
+    def pieces() -> Iterator[tuple[list[str], list[Example]]]:
+        """A batch at a time of every range, with the ids of the range."""
+        for ids in run.pending(SHARD_ROWS):
+            for start in range(0, len(ids), args.batch_size):
+                yield ids, [examples[i] for i in ids[start : start + args.batch_size]]
+
+    def load(piece: tuple[list[str], list[Example]]) -> Any:
+        with images_named([example.place for example in piece[1]]):
+            return prepare([open_image(example.image, task.root, example.row) for example in piece[1]])
+
+    parts: dict[str, list[Tensor]] = {}
+    count = 0  # images of the current range that have been computed
+    with cli.progress([run], f"{spec.key} on {task.benchmark.title}, features") as update:
+        for (ids, batch), inputs in prefetch(pieces(), load):
+            with images_named([example.place for example in batch]):
+                for name, values in compute(inputs).items():
+                    parts.setdefault(name, []).append(values)
+            count += len(batch)
+            if count == len(ids):
+                features = {name: torch.cat(values) for name, values in parts.items()}
+                run.write_shard([examples[i] for i in ids], features)
+                parts, count = {}, 0
+                update()
+
+
+def vlm_functions(args: Args, spec: ModelSpec, checkpoint: Path) -> tuple[Any, Any]:
+    """How images of a VLM become a batch, and a batch features."""
+    from vlmclassifier.vlm import load_vlm
+    from vlmclassifier.vlm.hidden import layer_names, pooled_features
+
+    vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
+    vlm.spec = spec  # with the template of --template
+    prompt = vlm.prompt(WORDINGS[args.wording])
+    layers = layer_names(vlm) if "all" in args.layers else list(dict.fromkeys(("last", *args.layers)))
+
+    def prepare(images: Sequence[Any]) -> Any:
+        return vlm.prepare(images, [prompt] * len(images))
+
+    return prepare, lambda batch: pooled_features(vlm, batch, args.positions, layers)
+
+
+def clip_functions(args: Args, checkpoint: Path) -> tuple[Any, Any]:
+    """The same for a CLIP model."""
+    from vlmclassifier.clip import load_clip
+
+    clip = load_clip(args.model, checkpoint, args.device, args.dtype)
+    return clip.prepare, lambda pixel_values: {IMAGE_FEATURE: clip.encode_images(pixel_values).cpu()}
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, __doc__)

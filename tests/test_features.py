@@ -1,0 +1,248 @@
+"""Protects: hidden states equal plain transformers', probes follow a plain loop, and features of two runs never mix."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import noise, run_script, script
+from safetensors.torch import load_file, save_file
+from test_families import FAMILIES
+from transformers import AutoModelForImageTextToText
+
+from vlmclassifier import load_vlm, probing
+from vlmclassifier.records import UserError
+from vlmclassifier.runs import read_run
+from vlmclassifier.runs.features import SHARD_ROWS, Features, read_header
+from vlmclassifier.vlm.hidden import innermost_decoder, layer_names, pooled_features
+
+QUESTION = "What type of object is in this photo?"
+
+
+def extract(out, weights, model="llava-1.5-7b", **options):
+    module = script("feature_analysis/extract_features.py")
+    module.main(module.Args(model, weights, out=out, **options))
+    return Features(out)
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_hidden_states_equal_plain_transformers(key, tiny):
+    """Every layer of single images, and a batch of images with different numbers of tokens."""
+    vlm, images = load_vlm(key, tiny / key), [noise((90, 60), 0), noise((61, 130), 1)]
+    prompt = vlm.prompt(QUESTION)
+    layers = layer_names(vlm)
+    batched = pooled_features(vlm, vlm.prepare(images, [prompt] * 2), (0, -2), layers)
+    model = AutoModelForImageTextToText.from_pretrained(tiny / key).eval()
+    for row, image in enumerate(images):
+        batch = vlm.prepare([image], [prompt])
+        with torch.no_grad():
+            outputs = model(**batch.inputs, output_hidden_states=True, use_cache=False)
+        outputs = getattr(outputs, "language_model_outputs", outputs)
+        single = pooled_features(vlm, batch, (0, -2), layers)
+        is_image = batch.inputs["input_ids"][0] == model.config.image_token_id
+        *inner, last = outputs.hidden_states  # the last of them is behind the final norm
+        expected = {f"layer_{number}.": states[0] for number, states in enumerate(inner)} | {"": last[0]}
+        for prefix, states in expected.items():
+            assert (single[f"{prefix}last_token"][0] - states[-1]).abs().max() <= 1e-5
+            assert (single[f"{prefix}avg_token"][0] - states.mean(dim=0)).abs().max() <= 1e-5
+            assert (single[f"{prefix}image_token"][0] - states[is_image].mean(dim=0)).abs().max() <= 1e-5
+        for position in (0, -2):
+            assert (single[f"position_{position}"][0] - last[0, position]).abs().max() <= 1e-5
+        for name, values in batched.items():
+            assert (values[row] - single[name][0]).abs().max() <= 2e-5, name
+    decoder = innermost_decoder(vlm.model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in (decoder, *decoder.layers))
+    with pytest.raises(UserError, match="Position 900 is outside of a prompt"):
+        pooled_features(vlm, batch, (900,))
+    assert not any(module._forward_hooks for module in (decoder, *decoder.layers))
+
+
+def test_shards_are_the_same_after_a_kill_and_with_a_larger_limit(tiny, own, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmclassifier.runs.features.SHARD_ROWS", 2)
+    module = script("feature_analysis/extract_features.py")
+    monkeypatch.setattr(module, "SHARD_ROWS", 2)
+    own.rows = [{"image": f"{i}.png", "label": ["cat", "dog"][i % 2], "split": "test"} for i in range(7)]
+    for i in range(7):
+        noise((30, 20), i).save(own.folder / f"{i}.png")
+    own.write()
+    options = {"batch_size": 1, **own.args}
+    whole = extract(tmp_path / "whole", tiny / "llava-1.5-7b", **options)
+    assert len(whole.shards) == 4 and len(whole.rows) == 7
+    with pytest.raises(UserError, match="is unfinished"), monkeypatch.context() as patch:
+        patch.setattr(module, "extract", lambda *arguments: None)
+        extract(tmp_path / "run", tiny / "llava-1.5-7b", **options)
+    shutil.copy(whole.shards[1], tmp_path / "run")  # what a killed run may leave
+    damaged = tmp_path / "run" / whole.shards[0].name
+    damaged.write_bytes(whole.shards[0].read_bytes()[:-9])
+    again = extract(tmp_path / "run", tiny / "llava-1.5-7b", **options)
+    assert [shard.read_bytes() for shard in again.shards] == [shard.read_bytes() for shard in whole.shards]
+    assert [row.example_id for row in again.rows] == [row.example_id for row in whole.rows]
+    limited = extract(tmp_path / "limit", tiny / "llava-1.5-7b", **options, limit=3)
+    assert len(limited.rows) == 3
+    larger = extract(tmp_path / "limit", tiny / "llava-1.5-7b", **options)
+    order = [row.example_id for row in whole.rows]
+    place = [[row.example_id for row in larger.rows].index(i) for i in order]
+    assert torch.equal(larger.load("last_token")[place], whole.load("last_token"))
+
+
+def test_features_of_clip_are_its_embeddings(tiny, own, tmp_path):
+    from vlmclassifier import load_clip, open_image
+
+    features = extract(tmp_path / "run", tiny / "clip-vit-l-336", "clip-vit-l-336", **own.args)
+    images = [open_image(own.folder / row.example_id) for row in features.rows]
+    expected = load_clip("clip-vit-l-336", tiny / "clip-vit-l-336").encode_images(images)
+    assert (features.load("image") - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_features(tiny, images, tmp_path):
+    flags = ["--model", "llava-1.5-7b", "--weights", tiny / "llava-1.5-7b", "--benchmark", "caltech", "--split", "all",
+             "--data-root", images, "--limit", SHARD_ROWS + 30]  # fmt: skip
+    path = "feature_analysis/extract_features.py"
+    run_script("bash", "scripts/multi_gpu.sh", path, *flags, "--out", tmp_path / "two", env={"PROCESSES": "2"})
+    run_script(path, *flags, "--out", tmp_path / "one")
+    one, two = Features(tmp_path / "one"), Features(tmp_path / "two")
+    assert [shard.read_bytes() for shard in one.shards] == [shard.read_bytes() for shard in two.shards]
+
+
+def made_up(classes=5, per_class=40, width=16, noise_level=0.5, seed=0):
+    """Features [rows, width] around a centre for each class, and the classes [rows]."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat(per_class)
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(7))
+    return centres[labels] + noise_level * torch.randn(len(labels), width, generator=generator), labels
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_papers_probe_equals_a_plain_loop(hidden, monkeypatch):
+    """Also where several seeds are trained together, in several batches an epoch."""
+    monkeypatch.setattr(probing, "BATCH", 64)
+    features, labels = made_up()
+    test, _ = made_up(seed=1)
+    together = probing.train_paper_probe(features, labels, test, 20, hidden, seeds=[0, 1, 2])  # [epochs, seeds, rows]
+    for place, seed in enumerate((0, 1, 2)):
+        probe = probing.build_probe(16, 5, hidden, seed)
+        optimiser = torch.optim.Adam(probe.parameters(), lr=1e-3)
+        for epoch in range(20):
+            for start in range(0, len(features), 64):
+                loss = F.cross_entropy(probe(features[start : start + 64]), labels[start : start + 64])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+            with torch.no_grad():
+                assert torch.equal(probe(test).argmax(dim=1), together[epoch, place]), (seed, epoch)
+
+
+def test_every_probe_learns_and_chooses_without_the_test_rows():
+    features, labels = made_up()
+    test, truth = made_up(seed=1)
+    ids = [f"{row}.png" for row in range(len(labels))]
+    held_out = probing.held_out_rows(ids, labels.tolist(), seed=0)
+    assert torch.bincount(labels[held_out]).tolist() == [4] * 5
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(3))
+    shuffled = probing.held_out_rows([ids[row] for row in order], labels[order].tolist(), seed=0)
+    assert torch.equal(shuffled, held_out[order])  # by the id, not by the place
+    for function in (probing.logistic_probe, probing.neighbour_probe, probing.centroid_probe):
+        result = function(features, labels, held_out, test)
+        assert (result.predictions == truth).float().mean() > 0.9
+        permuted = function(features, labels, held_out, test.flip(0))
+        assert permuted.choice == result.choice and torch.equal(permuted.predictions.flip(0), result.predictions)
+    result = probing.paper_probe(features, labels, held_out, test, 200, False, 0)
+    assert (result.predictions == truth).float().mean() > 0.8 and result.curve.shape == (200, 200)
+    rows = probing.few_shot_rows(ids, labels.tolist(), 3, seed=0)
+    assert torch.bincount(labels[rows]).tolist() == [3] * 5
+    assert rows.tolist() != probing.few_shot_rows(ids, labels.tolist(), 3, seed=1).tolist()
+
+
+@pytest.fixture(scope="module")
+def pair(tiny, tmp_path_factory):
+    """Features of two splits of one small benchmark, and the folder of its files."""
+    folder = tmp_path_factory.mktemp("pair")
+    rows = []
+    for number in range(24):
+        noise((30, 20), number).save(folder / f"{number}.png")
+        split = "train" if number < 16 else "test"
+        rows.append({"image": f"{number}.png", "label": ["cat", "dog"][number % 2], "split": split})
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "classes.json").write_text('["cat", "dog", "horse"]')
+    options = {"benchmark": str(folder / "mine.jsonl"), "classes": folder / "classes.json"}
+    for split in ("train", "test"):
+        extract(folder / split, tiny / "llava-1.5-7b", split=split, **options)
+    return folder, options
+
+
+def probe(pair, tmp_path, **options):
+    module = script("feature_analysis/probe.py")
+    folder = pair[0]
+    settings = {"train": folder / "train", "test": folder / "test", "out": tmp_path / "runs" / "p", "epochs": 3}
+    module.main(module.Args(**settings | options))
+
+
+def test_probes_are_runs_that_the_table_shows(pair, tmp_path, capsys):
+    probe(pair, tmp_path, method=("paper", "logistic", "centroid"), features=("last_token",))
+    probe(pair, tmp_path, method=("paper",), features=("last_token",), mlp=True)
+    probe(pair, tmp_path, method=("centroid",), features=("avg_token",), shots=(1, 2))
+    settings = {"last_token", "last_token-held_out", "last_token-last_epoch", "last_token-logistic",
+                "last_token-centroid", "last_token-mlp", "last_token-mlp-held_out", "last_token-mlp-last_epoch",
+                "avg_token-centroid-1_shots", "avg_token-centroid-2_shots"}  # fmt: skip
+    assert {folder.name.removeprefix("p-") for folder in (tmp_path / "runs").iterdir()} == settings
+    record, rows = read_run(tmp_path / "runs" / "p-last_token-held_out")
+    assert record["config"]["chosen"].startswith("epoch") and {row.label for row in rows} == {"cat", "dog"}
+    assert (tmp_path / "runs" / "p-last_token-held_out" / "classes.csv").exists()
+    capsys.readouterr()
+    table = script("feature_analysis/table.py")
+    table.main(table.Args(outputs=tmp_path / "runs"))
+    printed = capsys.readouterr().out
+    assert "| LLaVA1.5-7B (miniature) | last_token-held_out" in printed and "missing (94.5)" in printed
+
+
+def test_features_that_do_not_belong_together_are_refused(pair, tiny, tmp_path):
+    folder, options = pair
+    with pytest.raises(UserError, match="is among the train rows and the test rows"):
+        probe(pair, tmp_path, test=folder / "train")
+    other = shutil.copytree(tiny / "llava-1.5-7b", tmp_path / "other")
+    (other / "note.txt").write_text("other weights")
+    extract(tmp_path / "other-test", other, split="test", **options)
+    with pytest.raises(UserError, match="do not belong together: their checkpoint differs"):
+        probe(pair, tmp_path, test=tmp_path / "other-test")
+    extract(tmp_path / "template", tiny / "llava-1.5-7b", split="test", template="llava-v1", **options)
+    with pytest.raises(UserError, match="their template differs"):
+        probe(pair, tmp_path, test=tmp_path / "template")
+    extract(tmp_path / "one", tiny / "llava-1.5-7b", split="train", limit=1, **options)
+    with pytest.raises(UserError, match="has test images but no train rows"):
+        probe(pair, tmp_path, train=tmp_path / "one")
+    with pytest.raises(UserError, match="has no feature 'median': it has avg_token"):
+        probe(pair, tmp_path, features=("median",))
+    with pytest.raises(UserError, match="is no run of feature_analysis/extract_features.py"):
+        run = script("main_results/classify_clip.py")
+        run.main(run.Args(weights=tiny / "clip-vit-l-336", out=tmp_path / "clip", **options))
+        probe(pair, tmp_path, train=tmp_path / "clip")
+
+
+def test_features_that_are_not_finite_are_refused_with_their_image(pair, tmp_path):
+    broken = shutil.copytree(pair[0] / "test", tmp_path / "broken")
+    shard = next(broken.glob("features-*"))
+    rows = read_header(shard)
+    tensors = load_file(shard)
+    tensors["last_token"][1, 0] = torch.nan
+    save_file(tensors, shard, metadata={"rows": json.dumps([list(row) for row in rows])})
+    with pytest.raises(UserError, match=f"the feature 'last_token' of {rows[1].example_id} is not finite"):
+        probe(pair, tmp_path, test=broken, features=("last_token",))
+
+
+def test_the_launchers_fill_the_tables_on_real_photographs(realdata, tiny, tmp_path):
+    """The whole section with a miniature LLaVA, a miniature BLIP-2 and a miniature CLIP."""
+    models = ("llava-1.5-7b", "blip2-2.7b", "clip-vit-l-336")
+    lines = ["[models]", *(f"'{key}' = '{tiny / key}'" for key in models), "[benchmarks]", f"caltech = '{realdata}'"]
+    (tmp_path / "paths.toml").write_text("\n".join(lines))
+    env = {"VLMCLASSIFIER_PATHS": str(tmp_path / "paths.toml"), "OUTPUTS": str(tmp_path / "out"), "EPOCHS": "3",
+           "MODELS": " ".join(models), "BENCHMARKS": "caltech"}  # fmt: skip
+    done = run_script("bash", "feature_analysis/probe.sh", env=env)
+    tags = r"\(miniature, 120 of 4,331 images, 180 of 4,346 train images\)"
+    for row in (rf"BLIP2-2.7B {tags} +\| avg_token-held_out", rf"CLIP-L {tags} +\| linear "):
+        assert re.search(row, done.stdout), row
+    env |= {"MODELS": "llava-1.5-7b", "POSITIONS": "0 -2 -1", "LIMIT": "20"}
+    done = run_script("bash", "feature_analysis/positions.sh", env=env)
+    assert "position_-2-held_out" in done.stdout and "missing (52.9)" not in done.stderr
