@@ -44,6 +44,11 @@ class Args(RunArgs, DataArgs, ModelArgs):
     """Wording of the question (vlmclassifier/prompts.py)."""
     template: Literal[tuple(TEMPLATES)] | None = None
     """Prompt template (vlmclassifier/prompts.py); default: the model's own."""
+    control: Literal["random", "permuted"] | None = None
+    """Untrained control: language model and projector at the library's initialisation, or with the trained entries of
+    every matrix permuted; the vision encoder stays."""
+    seed: int = 0
+    """Seed of the control."""
 
 
 def main(args: Args) -> None:
@@ -53,8 +58,10 @@ def main(args: Args) -> None:
     spec = find_any_model(args.model)
     if args.template:
         spec = replace(spec, template=args.template)
-    if spec.kind == "clip" and (args.positions or args.layers != ("last",) or args.template):
-        raise UserError(f"{spec.key} is a CLIP model: --positions, --layers and --template are of language models.")
+    if spec.kind == "clip" and (args.positions or args.layers != ("last",) or args.template or args.control):
+        raise UserError(
+            f"{spec.key} is a CLIP model: --positions, --layers, --template and --control are of language models."
+        )
     task = args.load_evaluation()
 
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
@@ -67,6 +74,8 @@ def main(args: Args) -> None:
         template = TEMPLATES[spec.template] if spec.template else None
         options = {"template": template, "wording": args.wording, "positions": list(args.positions),
                    "layers": list(args.layers)}  # fmt: skip
+    if args.control:
+        options |= {"control": f"{args.control}, seed {args.seed}", "tags": [f"untrained: {args.control}"]}
     config = run_config(
         "extract_features", "features", spec, task, args.limit, checkpoint=checkpoint,
         default_dtype=resolve_dtype("auto", device), dtype=resolve_dtype(args.dtype, device), **options,
@@ -102,6 +111,7 @@ def setting_name(args: Args) -> str:
     parts = ["features"]
     parts += [args.template] if args.template else []
     parts += [f"prompt_{args.wording}"] if args.wording != "base" else []
+    parts += [f"{args.control}_{args.seed}"] if args.control else []
     parts += ["positions"] if args.positions else []
     parts += ["layers"] if args.layers != ("last",) else []
     return "-".join(parts)
@@ -145,10 +155,13 @@ def extract(args: Args, spec: ModelSpec, checkpoint: Path, task: Evaluation, run
 def vlm_functions(args: Args, spec: ModelSpec, checkpoint: Path) -> tuple[Any, Any]:
     """How images of a VLM become a batch, and a batch features."""
     from vlmclassifier.vlm import load_vlm
+    from vlmclassifier.vlm.controls import untrain
     from vlmclassifier.vlm.hidden import layer_names, pooled_features
 
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
     vlm.spec = spec  # with the template of --template
+    if args.control:
+        untrain(vlm, args.control, args.seed)
     prompt = vlm.prompt(WORDINGS[args.wording])
     layers = layer_names(vlm) if "all" in args.layers else list(dict.fromkeys(("last", *args.layers)))
 

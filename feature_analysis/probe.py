@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 METHODS = ("paper", "logistic", "neighbours", "centroid")
 EPOCHS = {"imagenet": 100}  # of the paper's probe; 500 elsewhere
 CLIP_EPOCHS = {"imagenet": 40}  # of the paper's probe on CLIP's features; 300 elsewhere (Table 3, right)
-SAME_KEYS = ("model", "checkpoint", "dtype", "template", "wording", "benchmark", "data_root", "classes")
+SAME_KEYS = ("model", "checkpoint", "control", "dtype", "template", "wording", "benchmark", "data_root", "classes")
 PAPERS_CLIP_SETTING = "linear"  # what the paper's table calls the probe on CLIP's image feature
 
 

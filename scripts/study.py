@@ -29,7 +29,10 @@ from vlmclassifier.records import UserError
 
 # In the order of the paper. Each section has a mini_study.py that takes --root and writes ROOT/SECTION/findings.csv.
 # The values are its arguments with --smoke.
-SECTIONS = {"main_results": ["--candidates", 2, "all", "--train", 96], "inference_analysis": ["--train", 96]}
+SECTIONS = {
+    "main_results": ["--candidates", 2, "all", "--train", 96], "inference_analysis": ["--train", 96],
+    "feature_analysis": [],
+}  # fmt: skip
 BY_CONSTRUCTION = (
     "By construction: in this data set we set how often the training texts name each class. What F1 and F4 test here "
     "is whether withholding names is enough to cause the gap; the controls (--full) train with other frequencies."

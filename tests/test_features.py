@@ -16,6 +16,7 @@ from vlmclassifier import load_vlm, probing
 from vlmclassifier.records import UserError
 from vlmclassifier.runs import read_run
 from vlmclassifier.runs.features import SHARD_ROWS, Features, read_header
+from vlmclassifier.vlm.controls import CONTROLS, is_vision_encoder, untrain
 from vlmclassifier.vlm.hidden import innermost_decoder, layer_names, pooled_features
 
 QUESTION = "What type of object is in this photo?"
@@ -85,6 +86,37 @@ def test_shards_are_the_same_after_a_kill_and_with_a_larger_limit(tiny, own, tmp
     order = [row.example_id for row in whole.rows]
     place = [[row.example_id for row in larger.rows].index(i) for i in order]
     assert torch.equal(larger.load("last_token")[place], whole.load("last_token"))
+
+
+@pytest.mark.parametrize("key", ["llava-1.5-7b", "blip2-2.7b", "qwen3-vl-8b", "internvl3-8b"])
+def test_an_untrained_control_keeps_the_vision_encoder_alone(key, tiny):
+    """Two seeds differ, one seed repeats itself; permuted matrices keep their entries."""
+    trained = load_vlm(key, tiny / key).model.state_dict()
+    for control in CONTROLS:
+        states = []
+        for seed in (0, 0, 1):
+            vlm = load_vlm(key, tiny / key)
+            untrain(vlm, control, seed)
+            states.append(vlm.model.state_dict())
+        first, again, other = states
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        for name, tensor in first.items():
+            if tensor.ndim < 2 or not tensor.is_floating_point() or tensor.std() == 0:
+                continue
+            is_kept = torch.equal(tensor, trained[name])
+            assert is_kept == is_vision_encoder(name), name
+            assert is_kept or not torch.equal(tensor, other[name])
+            if control == "permuted":
+                assert torch.equal(tensor.flatten().sort().values, trained[name].flatten().sort().values)
+
+
+def test_features_of_a_control_are_not_those_of_the_model(pair, tiny, tmp_path):
+    folder, options = pair
+    control = extract(tmp_path / "control", tiny / "llava-1.5-7b", split="test", control="random", **options)
+    assert "untrained: random" in control.config["tags"]
+    assert not torch.equal(control.load("last_token"), Features(folder / "test").load("last_token"))
+    with pytest.raises(UserError, match="their control differs"):
+        probe(pair, tmp_path, test=tmp_path / "control")
 
 
 def test_features_of_clip_are_its_embeddings(tiny, own, tmp_path):
