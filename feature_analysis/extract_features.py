@@ -57,6 +57,11 @@ def main(args: Args) -> None:
     cli.check_positive(limit=args.limit, batch_size=args.batch_size)
     spec = find_any_model(args.model)
     if args.template:
+        own = TEMPLATES.get(spec.template or "", "")
+        if ("<image>" in own) != ("<image>" in TEMPLATES[args.template]):
+            raise UserError(
+                f"--template {args.template} does not fit {spec.key}, which marks the image in another way."
+            )
         spec = replace(spec, template=args.template)
     if spec.kind == "clip" and (args.positions or args.layers != ("last",) or args.template or args.control):
         raise UserError(

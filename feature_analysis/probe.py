@@ -45,7 +45,7 @@ class Args:
     test: Path
     """Folder of the features to classify, of the same model and benchmark."""
     features: tuple[str, ...] = ("last_token", "avg_token")
-    """Features to probe; of a CLIP model: image. run.json and the shards of the folders have others."""
+    """Features to probe; of a CLIP model: image. layers: those of every layer."""
     method: tuple[Literal[METHODS], ...] = ("paper",)
     """paper, logistic (regression), neighbours (k nearest), centroid (nearest)."""
     mlp: bool = False
@@ -70,7 +70,8 @@ def main(args: Args) -> None:
     check_pair(train, test)
 
     # ---- probe
-    for feature in args.features:
+    features = args.features if args.features != ("layers",) else train.layer_names()
+    for feature in features:
         train_values, test_values = train.load(feature), test.load(feature)  # [rows, width] each
         for method in args.method:
             for shots in args.shots or (None,):

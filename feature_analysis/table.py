@@ -3,7 +3,8 @@
     python feature_analysis/table.py
     python feature_analysis/table.py --outputs outputs/feature_analysis --format latex
 
-Reads the runs of probe.py. Writes table3 and table10 (.md, .csv in the long form with every metric, .tex) beside them.
+Reads the runs of probe.py. Writes table3, table10 and, where single layers were probed, layers (.md, .csv in the long
+form with every metric, .tex) beside them.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from vlmclassifier.benchmarks import PAPER_BENCHMARKS
 from vlmclassifier.paths import OUTPUTS
 from vlmclassifier.records import UserError
 from vlmclassifier.scoring.runs import collect_runs
-from vlmclassifier.tables import LEGEND, compare, markdown, wide_table, write_tables
+from vlmclassifier.tables import LEGEND, compare, markdown, metric_table, wide_table, write_tables
 
 PAPER = Path(__file__).parent / "paper.csv"
 RULES = """A probe of the paper is judged by the paper's rule: the epoch that is best on the test images. Rows that end
@@ -43,7 +44,7 @@ def main(args: Args) -> None:
 
     # ---- one table after the other
     for name, title in (("table3", "Table 3, left: probes"), ("table10", "Table 10: probes on single tokens")):
-        scores = [score for score in collected.scores if is_of_table10(score.setting) == (name == "table10")]
+        scores = [score for score in collected.scores if table_of(score.setting) == name]
         comparison = compare(scores, PAPER, name)
         published = papers[papers["table"] == name]
         settings = [*published["setting"].unique()]
@@ -53,6 +54,15 @@ def main(args: Args) -> None:
             print(files[("csv", "latex").index(args.format) - 2].read_text(encoding="utf-8"))
             continue
         print(f"{title}, accuracy in percent\n\n{markdown(wide)}\n")
+    layers = [score for score in collected.scores if table_of(score.setting) == "layers"]
+    if layers:
+        comparison = compare(layers, PAPER, "layers")
+        table = metric_table(comparison, ("accuracy",))
+        files += write_tables(
+            table, comparison, args.outputs, "layers", "Accuracy in percent of probes on single layers."
+        )
+        if args.format == "markdown":
+            print(f"Probes on single layers, accuracy in percent\n\n{markdown(table)}\n")
     if args.format == "markdown":
         print(f"{RULES}\n\n{LEGEND}")
         for note in collected.notes:
@@ -60,9 +70,11 @@ def main(args: Args) -> None:
         print("Written: " + ", ".join(str(file) for file in files))
 
 
-def is_of_table10(setting: str) -> bool:
-    """Whether a probe is on a single token, or on the mean of the prompt that Table 10 has."""
-    return "position_" in setting or "llava-v1" in setting
+def table_of(setting: str) -> str:
+    """The table that shows a probe: table10 has single tokens, and the mean of the prompt that they are from."""
+    if setting.startswith("layer_"):
+        return "layers"
+    return "table10" if "position_" in setting or "llava-v1" in setting else "table3"
 
 
 if __name__ == "__main__":

@@ -88,11 +88,20 @@ def test_launchers_run_api_models_that_models_names(outputs, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*/plot.ipynb")), ids=lambda path: path.parent.name)
-def test_notebooks_plot_the_tables(path, outputs, monkeypatch):
+def test_notebooks_plot_the_tables(path, outputs, tiny, images, monkeypatch):
     if not (outputs / "main_results" / "table1.csv").exists():
         launch(outputs, MODELS="clip-vit-l-336")
     if not (outputs / "inference_analysis" / "table9.csv").exists():
         run_script("inference_analysis/table.py", "--outputs", outputs)
+    if path.parent.name == "feature_analysis":
+        if not REALDATA:
+            pytest.skip("the generated images have no train split")
+        paths = f"[models]\n'llava-1.5-7b' = '{tiny / 'llava-1.5-7b'}'\n[benchmarks]\ncaltech = '{images}'\n"
+        (outputs / "llava.toml").write_text(paths)
+        common = {"MODELS": "llava-1.5-7b", "EPOCHS": "2", "SPLIT": "test", "LIMIT": "40",
+                  "VLMCLASSIFIER_PATHS": str(outputs / "llava.toml")}  # fmt: skip
+        launch(outputs, "feature_analysis/positions.sh", POSITIONS="0 -2 -1", **common)
+        launch(outputs, "feature_analysis/layers.sh", METHOD="centroid", **common)
     monkeypatch.setenv("VLMCLASSIFIER_OUTPUTS", str(outputs))
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)

@@ -127,6 +127,16 @@ class Features:
             self.rows += [header[position] for position in kept]
             known |= {row.example_id for row in header}
 
+    def layer_names(self) -> list[str]:
+        """The features of single layers. Raises UserError for a run without them."""
+        from safetensors import safe_open
+
+        with safe_open(self.shards[0], framework="pt") as stored:
+            names = [name for name in stored.keys() if name.startswith("layer_")]  # noqa: SIM118 - it is no dict
+        if not names:
+            raise UserError(f"{self.folder} has no features of single layers: extract them with --layers all.")
+        return sorted(names, key=lambda name: (int(name.split("_")[1].split(".")[0]), name))
+
     def batches(self, name: str) -> "Iterator[Tensor]":
         """One feature of all rows, shard by shard: [rows of the shard, width] in the stored dtype.
 
