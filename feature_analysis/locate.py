@@ -1,20 +1,27 @@
-"""Locate where the class name appears in a vision-language model: the logit lens, layer by layer (beyond the paper).
+"""Locate the class name in a vision-language model: logit lens and activation patching, layer by layer.
 
-    python feature_analysis/locate.py --model llava-1.5-7b --benchmark flowers --limit 500
-    python feature_analysis/locate.py --model llava-1.5-7b --benchmark flowers --frequency counts.csv
+    python feature_analysis/locate.py lens --model llava-1.5-7b --benchmark flowers --limit 500
+    python feature_analysis/locate.py lens --model llava-1.5-7b --benchmark flowers --frequency counts.csv
+    python feature_analysis/locate.py patch --model llava-1.5-7b --benchmark flowers --limit 120
+    python feature_analysis/locate.py patch --model llava-1.5-7b --benchmark flowers --limit 120 --donor same
 
-Every layer's states of the ranking's pass are read through the final norm and the head, and the log-probabilities of
-each name's tokens are summed: at which layer does the right name lead? --frequency FILE.csv (columns class and count)
-splits the classes into a frequent, a middle and a rare third. Writes outputs/feature_analysis/NAME-lens/{run.json,
-predictions.jsonl, values.safetensors: the rank of the true name at every layer, lens.csv: the accuracy by layer}. It
-can be stopped at any time: the same command continues.
+lens: every layer's states of the ranking's pass are read through the final norm and the head, and the log-probabilities
+of each name's tokens are summed: at which layer does the right name lead? patch: the states of a donor image at one
+layer and one set of tokens (the last, the text behind the image, the image's, all) replace the recipient's: the share
+of pairs whose top name becomes the donor's own. Pairs have different own top names; --donor same, of the same class, is
+the control. --frequency FILE.csv (columns class and count) splits the classes into a frequent, a middle and a rare
+third. Writes outputs/feature_analysis/NAME-lens or NAME-patch/{run.json, predictions.jsonl, values.safetensors} with
+lens.csv or patch.csv, the shares by layer. It can be stopped at any time: the same command continues.
 """
 
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
 
 from vlmclassifier import cli
 from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, run_name
@@ -28,15 +35,23 @@ from vlmclassifier.runs.vectors import ROWS, read_values
 from vlmclassifier.scoring.intervals import wilson_interval
 
 if TYPE_CHECKING:
+    from vlmclassifier.ranking import Ranker
     from vlmclassifier.vlm import VLM
 
 THIRDS = ("frequent", "middle", "rare")
+POSITIONS = ("last", "text", "image", "all")  # of ranking.patching, which imports torch
 
 
 @dataclass
 class Args(RunArgs, DataArgs, ModelArgs):
     """Arguments."""
 
+    what: tyro.conf.Positional[Literal["lens", "patch"]] = "lens"
+    """lens or patch."""
+    donor: Literal["other", "same"] = "other"
+    """patch: the class of the donor, another than the recipient's or the same."""
+    seed: int = 0
+    """patch: seed of the drawn donors, which depend on (seed, image)."""
     wording: Literal[tuple(WORDINGS)] = "base"
     """Wording of the question (vlmclassifier/prompts.py)."""
     frequency: Path | None = None
@@ -60,21 +75,32 @@ def main(args: Args) -> None:
     # ---- open the run
     device = resolve_device(args.device)
     config = run_config(
-        "locate", "lens", spec, task, args.limit, checkpoint=checkpoint, default_dtype=resolve_dtype("auto", device),
+        "locate", args.what, spec, task, args.limit, checkpoint=checkpoint, default_dtype=resolve_dtype("auto", device),
         dtype=resolve_dtype(args.dtype, device), template=template_of(spec), wording=args.wording,
+        **({"donor": args.donor, "seed": args.seed} if args.what == "patch" else {}),
     )  # fmt: skip
-    folder = args.run_folder("feature_analysis", run_name(spec, task, checkpoint), "lens")
+    setting = args.what if args.what == "lens" or args.donor == "other" else "patch-same_class"
+    folder = args.run_folder("feature_analysis", run_name(spec, task, checkpoint), setting)
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
-    layers = vlm.model.config.get_text_config().num_hidden_layers
-    run = open_run(folder, config, task.order, layers, labels=task.labels, batch_size=args.batch_size)
+    ranker = build_ranker(args, task, vlm)
+    layers = len(ranker.decoder.decoder.layers)
 
-    # ---- read the layers
+    # ---- compute
+    if args.what == "lens":
+        order, width, compute = task.order, layers, read_layers
+    else:
+        donor_of, tops = pairs(args, task, ranker)
+        order = [example_id for example_id in task.order if example_id in donor_of]
+        width = (layers + 1) * len(POSITIONS)
+        compute = partial(patch_pairs, donor_of, tops)
+    run = open_run(folder, config, order, width, labels=task.labels, batch_size=args.batch_size)
     if not run.complete:
-        read_layers(args, task, vlm, run)
+        compute(args, task, ranker, run)
     rows = run.finish()
     if cli.is_main_process():
-        file = write_lens(folder, rows, display_name(spec.key), ", ".join(config["tags"]), task, group_of)
-        print(f"Accuracy by layer: {file}")
+        common = {"model": display_name(spec.key), "tags": ", ".join(config["tags"]), "dataset": task.benchmark.key}
+        write = write_lens if args.what == "lens" else write_patch
+        print(f"Shares by layer: {write(folder, rows, common, task, group_of)}")
 
 
 def thirds(file: Path, names: Sequence[str]) -> dict[str, str]:
@@ -93,58 +119,146 @@ def thirds(file: Path, names: Sequence[str]) -> dict[str, str]:
     return {name: THIRDS[len(THIRDS) * place // len(order)] for place, name in enumerate(order)}
 
 
-def read_layers(args: Args, task: Evaluation, vlm: "VLM", run: Run) -> None:
-    """Record for every pending image the rank of its true name at every layer."""
-    import numpy as np
-
+def build_ranker(args: Args, task: Evaluation, vlm: "VLM") -> "Ranker":
+    """The ranker of all names. Raises UserError for a model that is not ranked with tree attention masks."""
     from vlmclassifier.ranking import Ranker
-    from vlmclassifier.ranking.lens import lens_log_probs
-    from vlmclassifier.scoring.guidance import ranks
 
     names = list(dict.fromkeys(task.names))  # a name that two classes share stands for the first
-    place, examples = {name: number for number, name in enumerate(names)}, {e.id: e for e in task.examples}
-    ranker = Ranker(vlm, names, WORDINGS[args.wording])
-    first = examples[run.order[0]]
+    ranker, first = Ranker(vlm, names, WORDINGS[args.wording]), task.examples[0]
     with images_named([first.place]):
         remark = ranker.select_method(open_image(first.image, task.root, first.row))
     if remark:
-        raise UserError(f"{remark}, so it has no lens.")
+        raise UserError(f"{remark}: its layers cannot be read.")
+    return ranker
 
-    def load(ids: list[str]) -> list:
-        return [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
 
-    with cli.progress([run], f"{vlm.spec.key} on {task.benchmark.title}, lens") as update:
-        for ids, images in prefetch(run.pending(args.batch_size), load):
-            with images_named([examples[i].place for i in ids]):
+def load_images(task: Evaluation, ids: Sequence[str]) -> list:
+    """The images of some examples."""
+    examples = {example.id: example for example in task.examples}
+    return [open_image(examples[i].image, task.root, examples[i].row) for i in ids]
+
+
+def row_of(task: Evaluation, ranker: "Ranker", example_id: str, ranking: Sequence[int]) -> Prediction:
+    """The row to record; `ranking`: places among the ranker's names."""
+    e = next(example for example in task.examples if example.id == example_id)
+    indices = tuple(task.names.index(ranker.names[place]) for place in ranking)
+    return Prediction(e.id, e.label, e.class_index, ranker.prompt, None, ranker.names[ranking[0]], indices)
+
+
+def read_layers(args: Args, task: Evaluation, ranker: "Ranker", run: Run) -> None:
+    """Record for every pending image the rank of its true name at every layer."""
+    import numpy as np
+
+    from vlmclassifier.ranking.lens import lens_log_probs
+    from vlmclassifier.scoring.guidance import ranks
+
+    with cli.progress([run], f"{ranker.vlm.spec.key} on {task.benchmark.title}, lens") as update:
+        for ids, images in prefetch(run.pending(args.batch_size), lambda ids: load_images(task, ids)):
+            with images_named(ids):
                 log_probs = lens_log_probs(ranker, images)  # [layers, images, names]
-            truth = np.array([place[examples[i].label] for i in ids])
+            truth = np.array([ranker.names.index(task.labels[i]) for i in ids])
             values = np.stack([ranks(layer, truth) for layer in log_probs], axis=1)  # [images, layers]
-            rows = []
-            for i, best in zip(ids, log_probs[-1].argmax(axis=1), strict=True):
-                e, index = examples[i], task.names.index(names[best])
-                rows.append(Prediction(e.id, e.label, e.class_index, ranker.prompt, None, names[best], (index,)))
+            tops = log_probs[-1].argmax(axis=1)  # [images]
+            rows = [row_of(task, ranker, i, [top]) for i, top in zip(ids, tops, strict=True)]
             run.append(rows, values.astype(np.float32))
             update()
 
 
+def pairs(args: Args, task: Evaluation, ranker: "Ranker") -> tuple[dict[str, str], dict[str, int]]:
+    """The donor of every image that has one, and every image's own top name, as its place among the names."""
+    from tqdm import tqdm
+
+    from vlmclassifier.ranking.patching import draw_donors
+
+    tops: dict[str, int] = {}
+    for start in tqdm(range(0, len(task.order), args.batch_size), "own top names", unit="batch"):
+        ids = task.order[start : start + args.batch_size]
+        with images_named(ids):
+            log_probs = ranker.log_probs(load_images(task, ids))  # [images, names]
+        tops |= dict(zip(ids, log_probs.argmax(axis=1).tolist(), strict=True))
+    labels = [task.labels[i] for i in task.order]
+    donors = draw_donors(task.order, labels, list(tops.values()), args.donor == "same", args.seed)
+    donor_of = {i: task.order[donor] for i, donor in zip(task.order, donors, strict=True) if donor is not None}
+    if not donor_of:
+        raise UserError("No image has a donor with another top name: evaluate more images.")
+    return donor_of, tops
+
+
+def patch_pairs(
+    donor_of: dict[str, str], tops: dict[str, int], args: Args, task: Evaluation, ranker: "Ranker", run: Run
+) -> None:  # fmt: skip
+    """Record for every pending pair at which layers and tokens the donor's states make its top name the recipient's."""
+    import numpy as np
+
+    from vlmclassifier.ranking.patching import patched_log_probs
+
+    layers = len(ranker.decoder.decoder.layers) + 1
+    with cli.progress([run], f"{ranker.vlm.spec.key} on {task.benchmark.title}, patching") as update:
+        for ids in run.pending(args.batch_size):
+            donors = [donor_of[i] for i in ids]
+            recipient_batch, donor_batch = (ranker.prepare(load_images(task, group)) for group in (ids, donors))
+            wanted = np.array([tops[donor] for donor in donors])  # [pairs]
+            values = np.zeros((len(ids), layers, len(POSITIONS)), dtype=np.float32)
+            for layer in range(layers):
+                for number, positions in enumerate(POSITIONS):
+                    log_probs = patched_log_probs(ranker, recipient_batch, donor_batch, layer, positions)
+                    values[:, layer, number] = log_probs.argmax(axis=1) == wanted
+            rows = [row_of(task, ranker, i, [tops[i], tops[donor_of[i]]]) for i in ids]
+            run.append(rows, values.reshape(len(ids), -1))
+            update()
+
+
 def write_lens(
-    folder: Path, rows: Sequence[Prediction], model: str, tags: str, task: Evaluation, group_of: dict[str, str]
+    folder: Path, rows: Sequence[Prediction], common: dict[str, str], task: Evaluation, group_of: dict[str, str]
 ) -> Path:  # fmt: skip
-    """lens.csv: for every layer the share of images whose true name leads, with a 95% Wilson interval, in percent."""
+    """lens.csv: for every layer the share of images whose true name leads."""
     ranks = read_values(folder)[1][ROWS]  # [images, layers]
+    table = []
+    for group in ("all", *(THIRDS if group_of else ())):
+        members = [number for number, row in enumerate(rows) if group in ("all", group_of.get(row.label))]
+        for layer in range(ranks.shape[1]):
+            hits = [bool(ranks[number, layer] == 0) for number in members]
+            table.append(common | {"classes": group, "layer": layer + 1} | share(hits))
+    return write_table(folder / "lens.csv", table)
+
+
+def write_patch(
+    folder: Path, rows: Sequence[Prediction], common: dict[str, str], task: Evaluation, group_of: dict[str, str]
+) -> Path:  # fmt: skip
+    """patch.csv: for every layer and set of tokens the share of pairs whose top name becomes the donor's own.
+
+    By thirds: those of the recipient's class and of the donor's own top name.
+    """
+    flags = read_values(folder)[1][ROWS]
+    flags = flags.reshape(len(rows), -1, len(POSITIONS))  # [pairs, layers, positions]
     groups = {"all": list(range(len(rows)))}
-    for third in THIRDS if group_of else ():
-        groups[third] = [number for number, row in enumerate(rows) if group_of[row.label] == third]
-    file = folder / "lens.csv"
+    for number, row in enumerate(rows if group_of else ()):
+        name = f"{group_of[row.label]} from {group_of[task.names[row.ranking[1]]]}"
+        groups.setdefault(name, []).append(number)
+    table = []
+    for group, members in groups.items():
+        for place, positions in enumerate(POSITIONS):
+            for layer in range(flags.shape[1]):
+                hits = [bool(flags[number, layer, place]) for number in members]
+                table.append(common | {"classes": group, "positions": positions, "layer": layer} | share(hits))
+    return write_table(folder / "patch.csv", table)
+
+
+def share(hits: Sequence[bool]) -> dict[str, Any]:
+    """The share of hits in percent with its 95% Wilson interval; empty numbers where there is nothing to share."""
+    if not hits:
+        return {"accuracy": "", "low": "", "high": "", "n": 0}
+    low, high = wilson_interval(sum(hits), len(hits))
+    numbers = {"accuracy": 100 * sum(hits) / len(hits), "low": 100 * low, "high": 100 * high}
+    return {name: f"{value:.3f}" for name, value in numbers.items()} | {"n": len(hits)}
+
+
+def write_table(file: Path, table: Sequence[dict[str, Any]]) -> Path:
+    """Write rows of equal keys as CSV, and return the file."""
     with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["model", "tags", "dataset", "classes", "layer", "accuracy", "low", "high", "n"])
-        for group, members in groups.items():
-            for layer in range(ranks.shape[1] if members else 0):
-                hits = int((ranks[members, layer] == 0).sum())
-                numbers = [100 * value for value in (hits / len(members), *wilson_interval(hits, len(members)))]
-                printed = [f"{number:.3f}" for number in numbers]
-                writer.writerow([model, tags, task.benchmark.key, group, layer + 1, *printed, len(members)])
+        writer = csv.DictWriter(stream, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
     return file
 
 

@@ -1,6 +1,7 @@
 """Protects: the logit lens at the last layer is the ranking, for every family; its script resumes."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from test_ranking import NAMES, QUESTION, two_images
 from vlmclassifier import load_vlm
 from vlmclassifier.ranking import Ranker
 from vlmclassifier.ranking.lens import FINAL_NORMS, lens_log_probs
+from vlmclassifier.ranking.patching import POSITIONS, draw_donors, patched_log_probs
+from vlmclassifier.ranking.ranker import root_log_probs
 from vlmclassifier.records import UserError
 from vlmclassifier.runs.vectors import read_values
 
@@ -46,6 +49,36 @@ def test_the_lens_of_a_middle_layer_equals_plain_transformers(tiny):
         assert abs(lens[0, 0, name] - expected) <= 2e-5
 
 
+@pytest.mark.parametrize("key", FAMILIES)
+def test_patching_is_the_identity_or_the_donor_where_it_must_be(key, tiny):
+    """With itself; all positions of the embeddings; the last token behind the last layer."""
+    ranker = Ranker(load_vlm(key, tiny / key), NAMES, QUESTION)
+    recipients, donors = (ranker.prepare([noise((64, 64), seed)]) for seed in (0, 1))
+    own, others = ranker.log_probs(recipients), ranker.log_probs(donors)
+    layers = len(ranker.decoder.decoder.layers)
+    for layer in range(layers + 1):
+        for positions in POSITIONS:
+            same = patched_log_probs(ranker, recipients, recipients, layer, positions)
+            assert np.abs(same - own).max() <= 2e-5, (layer, positions)
+    assert np.abs(own - others).max() > 0.01
+    assert np.abs(patched_log_probs(ranker, recipients, donors, 0, "all") - others).max() <= 2e-5
+    last = patched_log_probs(ranker, recipients, donors, layers, "last")
+    first = {}  # the log-probability of a name's first token
+    for name, batch in (("donor", donors), ("recipient", recipients)):
+        first[name] = root_log_probs(ranker.trie, ranker.prefill(batch))[0]  # [edges]
+    place = {node: number for number, node in enumerate(ranker.trie.children(np.zeros(1, dtype=int))[0].tolist())}
+    for name, node in enumerate(ranker.trie.name_node):
+        edge = place[[*ranker.trie.ancestors(node), node][0]]
+        rest = own[0, name] - first["recipient"][edge]  # later tokens read the recipient's cache
+        assert abs(last[0, name] - first["donor"][edge] - rest) <= 5e-5
+    other_size = ranker.prepare([noise((200, 64), 2)])
+    if not torch.equal(other_size.inputs["input_ids"], recipients.inputs["input_ids"]):
+        with pytest.raises(UserError, match="equally many tokens"):
+            patched_log_probs(ranker, recipients, other_size, 0, "all")
+    decoder = ranker.decoder.decoder
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in (decoder, *decoder.layers))
+
+
 def test_the_script_writes_the_accuracy_by_layer_and_third(tiny, own, tmp_path):
     module = script("feature_analysis/locate.py")
     own.classes.write_text('["cat", "dog", "horse"]')
@@ -57,9 +90,42 @@ def test_the_script_writes_the_accuracy_by_layer_and_third(tiny, own, tmp_path):
         rows = list(csv.DictReader(stream))
     assert [(row["classes"], row["layer"], row["n"]) for row in rows] == [
         ("all", "1", "3"), ("all", "2", "3"), ("frequent", "1", "2"), ("frequent", "2", "2"), ("middle", "1", "1"),
-        ("middle", "2", "1"),
+        ("middle", "2", "1"), ("rare", "1", "0"), ("rare", "2", "0"),
     ]  # fmt: skip
     assert read_values(tmp_path / "run")[1]["values"].shape == (3, 2)
     (tmp_path / "counts.csv").write_text("class,count\ncat,100\n")
     with pytest.raises(UserError, match="counts.csv has no count of 'dog', and of 1 other classes"):
         module.main(module.Args(**settings, frequency=tmp_path / "counts.csv"))
+
+
+def test_the_script_patches_pairs_with_other_top_names(tiny, own, tmp_path):
+    module = script("feature_analysis/locate.py")
+    own.classes.write_text(json.dumps(NAMES))
+    own.rows = [{"image": f"{i}.png", "label": NAMES[i % 2], "split": "test"} for i in range(12)]
+    for i in range(12):
+        noise((40, 40), i).save(own.folder / f"{i}.png")
+    own.write()
+    counts = "".join(f'"{name}",{number}\n' for number, name in enumerate(NAMES))
+    (tmp_path / "counts.csv").write_text("class,count\n" + counts)
+    # A random model whose top name depends on the image.
+    settings = {"model": "llava-onevision-7b", "weights": tiny / "llava-onevision-7b", **own.args}
+    for batch_size in (1, 5):
+        module.main(module.Args(what="patch", out=tmp_path / f"run-{batch_size}", batch_size=batch_size,
+                                frequency=tmp_path / "counts.csv", **settings))  # fmt: skip
+    one, five = (tmp_path / f"run-{number}" for number in (1, 5))
+    assert (one / "predictions.jsonl").read_bytes() == (five / "predictions.jsonl").read_bytes()
+    assert (one / "patch.csv").read_bytes() == (five / "patch.csv").read_bytes()
+    with open(one / "patch.csv", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["classes"] == "all"]
+    shares = {(row["positions"], row["layer"]): row["accuracy"] for row in rows}
+    assert shares["all", "0"] == "100.000" and set(shares) == {(p, str(layer)) for p in POSITIONS for layer in range(3)}
+
+
+def test_donors_have_another_top_name_and_depend_on_the_image_alone():
+    ids, labels, tops = [f"{i}.png" for i in range(20)], list("aabb" * 5), [i % 3 for i in range(20)]
+    for same_class in (False, True):
+        donors = draw_donors(ids, labels, tops, same_class, seed=0)
+        for number, donor in enumerate(donors):
+            assert tops[donor] != tops[number] and (labels[donor] == labels[number]) == same_class
+        assert donors != draw_donors(ids, labels, tops, same_class, seed=1)
+    assert draw_donors(["a", "b"], ["x", "x"], [0, 0], True, 0) == [None, None]

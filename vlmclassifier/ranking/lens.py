@@ -29,7 +29,7 @@ def lens_log_probs(ranker: Ranker, images: Sequence[Image.Image]) -> np.ndarray:
     count = len(decoder.layers)
     node_log_probs = np.zeros((count, len(images), trie.size), dtype=np.float32)  # [layers, images, nodes]
     with layer_outputs(decoder) as outputs:
-        cache = ranker._prefill(ranker.prepare(images).inputs)
+        cache = ranker.prefill(ranker.prepare(images))
         read_nodes(ranker, norm, [states[:, -1:] for states in outputs], np.zeros(1, dtype=int), node_log_probs)
         cached_nodes = np.zeros(0, dtype=int)
         for ancestors, nodes in trie.chunks(ranker.chunk):

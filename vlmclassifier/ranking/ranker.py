@@ -288,9 +288,17 @@ class Ranker:
         self._check_length(int(inputs["attention_mask"].sum(dim=1).max()))
         return self.decoder.prefill(self.vlm.to_device(inputs))
 
+    def prefill(self, batch: Batch) -> PromptCache:
+        """The cached prompts of a batch. Raises ContextError when prompt and longest name exceed the context."""
+        return self._prefill(batch.inputs)
+
+    def path_log_probs(self, prompt_cache: PromptCache) -> np.ndarray:
+        """Summed log-probabilities float32 [images, names] after cached prompts."""
+        return self.trie.path_sums(self._node_log_probs(prompt_cache)).astype(np.float32)
+
     def _tree_log_probs(self, inputs: Mapping[str, Tensor]) -> np.ndarray:
         """Summed log-probabilities float32 [images, names], by the tree."""
-        return self.trie.path_sums(self._node_log_probs(self._prefill(inputs))).astype(np.float32)
+        return self.path_log_probs(self._prefill(inputs))
 
     def _node_log_probs(self, prompt_cache: PromptCache) -> np.ndarray:
         """Log-probabilities float32 [images, nodes]. Every inner node is run once."""
