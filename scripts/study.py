@@ -121,7 +121,7 @@ def recipe_key(args: Args, seed: int) -> str:
     corpus = plane_figures_spec() if is_embedded else class_list_spec(class_names(benchmark), args.facts)
     parts = [
         seed, args.smoke, args.preset, args.minutes, absolute_benchmark(args.benchmark), TRAINING_VERSION,
-        RECIPES[preset], WORDINGS, TEMPLATES, CAPTION, corpus.names, sorted(corpus.facts.items()),
+        RECIPES[preset], WORDINGS, TEMPLATES["llava-1.5"], CAPTION, corpus.names, sorted(corpus.facts.items()),
         sample_texts(corpus, seed),
     ]  # fmt: skip
     for file in (Path(args.benchmark), args.classes, args.facts):

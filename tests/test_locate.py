@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import noise, script
+from PIL import Image
 from test_families import FAMILIES
 from test_ranking import NAMES, QUESTION, two_images
 
@@ -98,17 +99,20 @@ def test_the_script_writes_the_accuracy_by_layer_and_third(tiny, own, tmp_path):
         module.main(module.Args(**settings, frequency=tmp_path / "counts.csv"))
 
 
-def test_the_script_patches_pairs_with_other_top_names(tiny, own, tmp_path):
+def test_the_script_patches_pairs(tiny, own, tmp_path, monkeypatch):
     module = script("feature_analysis/locate.py")
-    own.classes.write_text(json.dumps(NAMES))
-    own.rows = [{"image": f"{i}.png", "label": NAMES[i % 2], "split": "test"} for i in range(12)]
+    # A random model ranks one name first for every image, so the donors are given: the next image of each.
+    next_of = lambda ids, *rest: [(place + 1) % len(ids) for place in range(len(ids))]  # noqa: E731
+    monkeypatch.setattr("vlmclassifier.ranking.patching.draw_donors", next_of)
+    letters = list("abcdefghijklmnopqrst")
+    own.classes.write_text(json.dumps(letters))
+    own.rows = [{"image": f"{i}.png", "label": letters[i % 2], "split": "test"} for i in range(12)]
     for i in range(12):
-        noise((40, 40), i).save(own.folder / f"{i}.png")
+        Image.new("RGB", (40, 40), (20 * i, 255 - 20 * i, 120 * (i % 3))).save(own.folder / f"{i}.png")
     own.write()
-    counts = "".join(f'"{name}",{number}\n' for number, name in enumerate(NAMES))
+    counts = "".join(f"{name},{number}\n" for number, name in enumerate(letters))
     (tmp_path / "counts.csv").write_text("class,count\n" + counts)
-    # A random model whose top name depends on the image.
-    settings = {"model": "llava-onevision-7b", "weights": tiny / "llava-onevision-7b", **own.args}
+    settings = {"weights": tiny / "llava-1.5-7b", **own.args}
     for batch_size in (1, 5):
         module.main(module.Args(what="patch", out=tmp_path / f"run-{batch_size}", batch_size=batch_size,
                                 frequency=tmp_path / "counts.csv", **settings))  # fmt: skip

@@ -59,6 +59,10 @@ def redraw_weights(model: nn.Module, seed: int = 0) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
+# Whose texts the tokenizers are trained on: another template must not change every miniature.
+TOKENIZER_TEMPLATES = ("llava-1.5", "llava-next-vicuna", "llava-next-mistral", "blip", "paligemma")
+
+
 def train_tokenizer(
     special_tokens: Iterable[str], bos: str | None, eos: str, pad: str, size: int = VOCABULARY, **named_tokens: str
 ) -> PreTrainedTokenizerFast:
@@ -68,7 +72,7 @@ def train_tokenizer(
     `named_tokens`: the attributes by which a processor finds its tokens, such as `image_token`.
     """
     texts = [name for benchmark in PAPER_BENCHMARKS.values() for name in class_names(benchmark)]
-    texts += [*WORDINGS.values(), *TEMPLATES.values(), THOUGHT]
+    texts += [*WORDINGS.values(), *(TEMPLATES[name] for name in TOKENIZER_TEMPLATES), THOUGHT]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
