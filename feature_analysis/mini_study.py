@@ -34,7 +34,7 @@ from vlmclassifier.scoring.statistics import paired_difference
 paper = partial(paper_number, Path(__file__).parent / "paper.csv", "table3")
 FEATURES = {"vlm": "last_token", "random": "last_token", "permuted": "last_token", "clip": "image"}
 SETTINGS = {"vlm": "last_token", "random": "last_token", "permuted": "last_token", "clip": "linear"}
-BEST_METHOD = "best training-free way, chosen on train pictures"  # a row of inference_analysis/findings.csv
+BEST_METHOD = "best training-free method, chosen on train images"  # a row of inference_analysis/findings.csv
 
 
 @dataclass
@@ -89,7 +89,7 @@ def probes(hits: dict[str, Hits], best: Finding) -> list[Finding]:
         row,
         accuracy("F3", "probe on CLIP's image feature", clip, paper("CLIP-L", "linear")),
         finding("F3", "CLIP's probe minus the VLM's", gap, None, verdict(gap.value <= 10)),
-        Finding("F3", "probe above the best training-free way", row.value - best.value, row.low - best.high,
+        Finding("F3", "probe above the best training-free method", row.value - best.value, row.low - best.high,
                 row.high - best.low, row.n, None, verdict(row.low > best.high)),
     ]  # fmt: skip
     for control in ("random", "permuted"):

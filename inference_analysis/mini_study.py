@@ -145,7 +145,7 @@ def rankings(hits: dict[str, Hits], train: "Ranking") -> list[Finding]:
         rows.append(accuracy("F2", f"VLM, {plain}", values(hits[plain]), paper(column)))
         rows.append(accuracy("F2", f"VLM, {guided}", values(hits[guided]), paper(f"{column}_cfg")))
         t = float(GRID[best_t(train.curve(per_token))])
-        rows.append(Finding("F2", f"t of the guided {score}, chosen on train pictures", t, t, t, len(train.ids)))
+        rows.append(Finding("F2", f"t of the guided {score}, chosen on train images", t, t, t, len(train.ids)))
         gain = paired_difference(values(hits[guided]), values(hits[plain]))
         rows.append(finding("F2", f"guidance's gain over the {score}", gain, None, verdict(gain.low > 0)))
     return rows
@@ -154,13 +154,13 @@ def rankings(hits: dict[str, Hits], train: "Ranking") -> list[Finding]:
 def best_method(hits: dict[str, Hits], args: Args, best: str) -> list[Finding]:
     """F2, third part: the best training-free method is above the open world and below CLIP, intervals apart."""
     own, base, clip = values(hits[best]), values(hits[open_world(args.names).name]), values(hits[CLIP])
-    row = accuracy("F2", "best training-free way, chosen on train pictures", own, paper("prob_avg_cfg"))
+    row = accuracy("F2", "best training-free method, chosen on train images", own, paper("prob_avg_cfg"))
     below, above = accuracy("", "", base), accuracy("", "", clip)
     return [
         row,
-        finding("F2", "best training-free way minus open world", paired_difference(own, base), 47.6 - 22.8,
+        finding("F2", "best training-free method minus open world", paired_difference(own, base), 47.6 - 22.8,
                 verdict(row.low > below.high)),
-        finding("F2", "CLIP minus best training-free way", paired_difference(clip, own), 74.8 - 47.6,
+        finding("F2", "CLIP minus best training-free method", paired_difference(clip, own), 74.8 - 47.6,
                 verdict(row.high < above.low)),
     ]  # fmt: skip
 

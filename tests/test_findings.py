@@ -166,7 +166,7 @@ def test_the_verdict_is_the_interval_of_the_slope_over_all_list_sizes(main_study
 def test_numbers_of_one_kind_agree_everywhere(tmp_path):
     """Settings keep their decimals; the file's numbers round to what is printed; one formula for the ratio."""
     rows = [
-        Finding("F2", "t of the guided sum, chosen on train pictures", 1.25, 1.25, 1.25, 9, 3.0),
+        Finding("F2", "t of the guided sum, chosen on train images", 1.25, 1.25, 1.25, 9, 3.0),
         Finding("F1", "CLIP", 40.949, 36.649, 40.949, 9, 74.8),
     ]
     assert "| 1.25 " in readable(rows) and "40.9 [36.6, 40.9]" in readable(rows)
@@ -229,8 +229,8 @@ def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, figure
     inference = script("inference_analysis/mini_study.py")
     inference.main(inference.Args(root, limit=48, train=12))
     rows = {row.metric: row for row in read_findings(root / "inference_analysis" / "findings.csv")}
-    for metric in ("largest change by a wording", "best training-free way minus open world",
-                   "CLIP minus best training-free way", "guidance's gain over the sum"):  # fmt: skip
+    for metric in ("largest change by a wording", "best training-free method minus open world",
+                   "CLIP minus best training-free method", "guidance's gain over the sum"):  # fmt: skip
         verdicts = ("holds", "does not hold", "cannot be judged: no answer is right")  # of a model trained for a moment
         assert rows[metric].holds in verdicts and rows[metric].n == 48
     assert rows["VLM, ranking by the mean"].n == 48
