@@ -1,5 +1,6 @@
 """Protects: mini models train reproducibly, load like other checkpoints, and equal plain transformers."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -140,16 +141,27 @@ def test_the_same_seed_gives_the_same_weights(trained, figures_root, tmp_path):
         assert (tmp_path / file).read_bytes() == (trained / file).read_bytes(), stage
 
 
+def forked_processes(parent: int) -> list[psutil.Process]:
+    """The server that workers are forked from and the workers; other children, such as git, may end meanwhile."""
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # also a zombie
+            if "forkserver" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
 def test_a_killed_training_leaves_no_process_behind(figures_root, tmp_path):
     """Its two workers and the server that they are forked from end with it."""
     words = ["training_analysis/pretrain_mini.py", "--data-root", figures_root, "--out", tmp_path, "--clip-steps", 5000]
     training = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL)
     workers: list[psutil.Process] = []
-    while training.poll() is None and len(workers) < 3:
-        children = psutil.Process(training.pid).children(recursive=True)
-        workers = [child for child in children if "forkserver" in " ".join(child.cmdline())]
-        time.sleep(0.05)
-    training.kill()
+    try:
+        while training.poll() is None and len(workers) < 3:
+            workers = forked_processes(training.pid)
+            time.sleep(0.05)
+    finally:
+        training.kill()
     assert training.wait() != 0 and len(workers) == 3
     gone, alive = psutil.wait_procs(workers, timeout=60)
     assert len(gone) == 3 and not alive
