@@ -32,28 +32,25 @@ def held_out_rows(ids: Sequence[str], classes: Sequence[int], seed: int) -> Tens
 
     Returns bool [rows].
     """
-    of_class: dict[int, list[int]] = {}
-    for row in range(len(ids)):
-        of_class.setdefault(classes[row], []).append(row)
     held_out = torch.zeros(len(ids), dtype=torch.bool)
-    for rows in of_class.values():
+    for rows in _drawn_by_class(ids, classes, seed):
         count = max(1, round(HELD_OUT * len(rows))) if len(rows) > 1 else 0
-        held_out[_drawn(ids, rows, seed)[:count]] = True
+        held_out[rows[:count]] = True
     return held_out
 
 
 def few_shot_rows(ids: Sequence[str], classes: Sequence[int], shots: int, seed: int) -> Tensor:
     """The rows [rows] of a train set with `shots` images of every class, in their order; drawn by (seed, id) alone."""
+    return torch.tensor(sorted(row for rows in _drawn_by_class(ids, classes, seed) for row in rows[:shots]))
+
+
+def _drawn_by_class(ids: Sequence[str], classes: Sequence[int], seed: int) -> list[list[int]]:
+    """The rows of each class in a random order that depends on the seed and their ids alone."""
     of_class: dict[int, list[int]] = {}
     for row in range(len(ids)):
         of_class.setdefault(classes[row], []).append(row)
-    chosen = [row for rows in of_class.values() for row in _drawn(ids, rows, seed)[:shots]]
-    return torch.tensor(sorted(chosen))
-
-
-def _drawn(ids: Sequence[str], rows: Sequence[int], seed: int) -> list[int]:
-    """The rows in a random order that depends on the seed and their ids alone."""
-    return sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{ids[row]}".encode()).digest())
+    digest = lambda row: hashlib.sha256(f"{seed}:{ids[row]}".encode()).digest()  # noqa: E731
+    return [sorted(rows, key=digest) for rows in of_class.values()]
 
 
 def build_probe(width: int, classes: int, hidden: bool, seed: int) -> nn.Module:
