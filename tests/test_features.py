@@ -183,6 +183,11 @@ def test_every_probe_learns_and_chooses_without_the_test_rows():
         assert permuted.choice == result.choice and torch.equal(permuted.predictions.flip(0), result.predictions)
     result = probing.paper_probe(features, labels, held_out, test, 200, False, 0)
     assert (result.predictions == truth).float().mean() > 0.8 and result.curve.shape == (200, 200)
+    inner = probing.train_paper_probe(features[~held_out], labels[~held_out], features[held_out], 200)[:, 0]
+    right = (inner == labels[held_out]).sum(dim=1).tolist()  # of each epoch
+    epoch = right.index(max(right))
+    assert epoch < 199 and result.choice == f"epoch {epoch + 1} of 200"
+    assert torch.equal(result.predictions, result.curve[epoch])
     rows = probing.few_shot_rows(ids, labels.tolist(), 3, seed=0)
     assert torch.bincount(labels[rows]).tolist() == [3] * 5
     assert rows.tolist() != probing.few_shot_rows(ids, labels.tolist(), 3, seed=1).tolist()

@@ -52,7 +52,7 @@ def test_the_lens_of_a_middle_layer_equals_plain_transformers(tiny):
 
 @pytest.mark.parametrize("key", FAMILIES)
 def test_patching_is_the_identity_or_the_donor_where_it_must_be(key, tiny):
-    """With itself; all positions of the embeddings; the last token behind the last layer."""
+    """With itself; all positions of the embeddings, or the text's; the last token behind the last layer."""
     ranker = Ranker(load_vlm(key, tiny / key), NAMES, QUESTION)
     recipients, donors = (ranker.prepare([noise((64, 64), seed)]) for seed in (0, 1))
     own, others = ranker.log_probs(recipients), ranker.log_probs(donors)
@@ -63,6 +63,8 @@ def test_patching_is_the_identity_or_the_donor_where_it_must_be(key, tiny):
             assert np.abs(same - own).max() <= 2e-5, (layer, positions)
     assert np.abs(own - others).max() > 0.01
     assert np.abs(patched_log_probs(ranker, recipients, donors, 0, "all") - others).max() <= 2e-5
+    # Before the first layer, the text is the same whatever the image.
+    assert np.abs(patched_log_probs(ranker, recipients, donors, 0, "text") - own).max() <= 2e-5
     last = patched_log_probs(ranker, recipients, donors, layers, "last")
     first = {}  # the log-probability of a name's first token
     for name, batch in (("donor", donors), ("recipient", recipients)):
