@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import BENCHMARKS
+from vlmclassifier.class_lists import first_index
 from vlmclassifier.models import MODELS
 from vlmclassifier.paths import run_folder
 from vlmclassifier.prompts import TEMPLATES
@@ -183,11 +184,12 @@ def write_run(args: Args, train: Features, test: Features, setting: str, predict
                "train_rows": hashlib.sha256(rows.encode()).hexdigest()}  # fmt: skip
     config["tags"] = [*config["tags"], *train_tags(train)]
     names = config["classes"]
+    first = first_index(names)  # equal names stand for the first, as in every accuracy by class index
     folder = run_folder(args.out, "feature_analysis", f"{config['model']}-{config['benchmark']}-probe", setting, True)
     run = open_run(folder, config, [row.example_id for row in test.rows])
     if not run.complete:
         run.append([
-            Prediction(row.example_id, row.label, row.class_index, "", None, names[index], (index,))
+            Prediction(row.example_id, row.label, row.class_index, "", None, names[index], (first[names[index]],))
             for row, index in zip(test.rows, predictions.tolist(), strict=True)
             if row.example_id not in run.done
         ])  # fmt: skip

@@ -91,6 +91,8 @@ def test_shards_are_the_same_after_a_kill_and_with_a_larger_limit(tiny, own, tmp
 @pytest.mark.parametrize("key", ["llava-1.5-7b", "blip2-2.7b", "qwen3-vl-8b", "internvl3-8b"])
 def test_an_untrained_control_keeps_the_vision_encoder_alone(key, tiny):
     """Two seeds differ, one seed repeats itself; permuted matrices keep their entries."""
+    assert is_vision_encoder("model.visual.blocks.0.attn.qkv.weight")
+    assert not is_vision_encoder("model.visual.merger.linear_fc1.weight")  # the projector
     trained = load_vlm(key, tiny / key).model.state_dict()
     for control in CONTROLS:
         states = []
@@ -233,6 +235,17 @@ def test_probes_are_runs_that_the_table_shows(pair, tmp_path, capsys):
     table.main(table.Args(outputs=tmp_path / "runs"))
     printed = capsys.readouterr().out
     assert "| LLaVA1.5-7B (miniature) | last_token-held_out" in printed and "missing (94.5)" in printed
+
+
+def test_of_equal_class_names_either_is_right(pair, tmp_path, capsys):
+    """ImageNet has two classes "missile"."""
+    module = script("feature_analysis/probe.py")
+    train, test = (Features(pair[0] / split) for split in ("train", "test"))
+    test.config["classes"] = ["horse", "dog", "cat", "cat"]
+    predictions = torch.tensor([{"cat": 3, "dog": 1}[row.label] for row in test.rows])
+    args = module.Args(train.folder, test.folder, out=tmp_path / "p")
+    module.write_run(args, train, test, "last_token", predictions, "nothing chosen")
+    assert "accuracy 100.0%" in capsys.readouterr().out
 
 
 def test_features_that_do_not_belong_together_are_refused(pair, tiny, tmp_path):
