@@ -2,20 +2,25 @@
 
     python feature_analysis/probe.py --train outputs/feature_analysis/llava-1.5-7b-flowers-split_train-features \
         --test outputs/feature_analysis/llava-1.5-7b-flowers-features
-    python feature_analysis/probe.py --train DIR --test DIR --features last_token --method logistic neighbours centroid
-    python feature_analysis/probe.py --train DIR --test DIR --features last_token --method logistic --shots 1 2 4 8 16
+    python feature_analysis/probe.py --train DIR --test DIR --features last_token avg_token image_token --method grid
+    python feature_analysis/probe.py --train DIR --test DIR --features layers --method logistic
+    python feature_analysis/probe.py --train DIR --test DIR --method logistic --shots 1 2 4 8 16 --seeds 0 1 2
 
 --method paper is the paper's probe (Adam 1e-3, batch 512, 500 epochs, ImageNet 100). It gives three runs:
 FEATURE-held_out with the epoch chosen on held-out train rows, which is our number; FEATURE-last_epoch; and FEATURE by
-the paper's rule, the epoch that is best on the test rows. The other methods choose their setting on held-out train rows
-alone. Writes outputs/feature_analysis/NAME-SETTING/{run.json, predictions.jsonl, scores.csv, classes.csv}.
+the paper's rule, the epoch that is best on the test rows. grid trains 13 learning rates of DINOv2's linear evaluation
+for every feature; the other methods are logistic regression, nearest neighbours, the nearest class centroid, and
+Tip-Adapter on CLIP's features. All choose their setting on held-out train rows alone. Features, learning rates and
+seeds are trained together; rows are read from the shards batch by batch, on a GPU from its memory where they fit.
+Writes outputs/feature_analysis/NAME-SETTING/{run.json, predictions.jsonl, scores.csv, classes.csv}; finished runs are
+not computed again.
 """
 
-import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import BENCHMARKS
@@ -26,17 +31,21 @@ from vlmclassifier.prompts import TEMPLATES
 from vlmclassifier.records import Prediction, UserError
 from vlmclassifier.runs import open_run
 from vlmclassifier.runs.features import Features
+from vlmclassifier.runs.record import differing_keys, read_record
 from vlmclassifier.scoring.runs import score_run
 from vlmclassifier.tables import label
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-METHODS = ("paper", "logistic", "neighbours", "centroid")
+    from vlmclassifier.probing import ProbeData, ProbeResult
+
+METHODS = ("paper", "grid", "logistic", "neighbours", "centroid", "tip_adapter")
 EPOCHS = {"imagenet": 100}  # of the paper's probe; 500 elsewhere
 CLIP_EPOCHS = {"imagenet": 40}  # of the paper's probe on CLIP's features; 300 elsewhere (Table 3, right)
 SAME_KEYS = ("model", "checkpoint", "control", "dtype", "template", "wording", "benchmark", "data_root", "classes")
 PAPERS_CLIP_SETTING = "linear"  # what the paper's table calls the probe on CLIP's image feature
+HELD_OUT_SEED = 0  # the held-out rows are the same for every seed, so that seeds can be trained together
 
 
 @dataclass
@@ -46,19 +55,30 @@ class Args:
     test: Path
     """Folder of the features to classify, of the same model and benchmark."""
     features: tuple[str, ...] = ("last_token", "avg_token")
-    """Features to probe; of a CLIP model: image. layers: those of every layer."""
+    """Features to probe; of a CLIP model and of pixels: image. layers: those of every layer."""
     method: tuple[Literal[METHODS], ...] = ("paper",)
-    """paper, logistic (regression), neighbours (k nearest), centroid (nearest)."""
+    """paper, grid (13 learning rates), logistic (regression), neighbours (k nearest), centroid (nearest class mean), or
+    tip_adapter."""
     mlp: bool = False
     """The paper's probe with one hidden layer as wide as the features, instead of a linear one."""
     epochs: int | None = None
-    """Epochs of the paper's probe; default: 500, on ImageNet 100, of CLIP's features 300 and 40."""
+    """Epochs of paper and grid; default: 500, on ImageNet 100, of CLIP's features 300 and 40. Another number is a tag
+    in the tables."""
     shots: tuple[int, ...] = ()
     """Only so many train images of every class; several values: one run each."""
-    seed: int = 0
-    """Seed of the probe's weights, of the held-out rows and of the drawn shots."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the weights of paper and grid, and of the drawn shots: one run each."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
     out: Path | None = None
     """Run folder, with -SETTING appended; default: outputs/feature_analysis/MODEL-BENCHMARK-probe-SETTING."""
+
+
+class Answer(NamedTuple):
+    """What one probe says: the setting of its run, and the result."""
+
+    setting: str
+    result: "ProbeResult"
 
 
 def main(args: Args) -> None:
@@ -69,15 +89,26 @@ def main(args: Args) -> None:
         cli.check_positive(shots=shots)
     train, test = Features(args.train), Features(args.test)
     check_pair(train, test)
+    names = list(args.features) if args.features != ("layers",) else train.layer_names()
+    from vlmclassifier.devices import resolve_device  # seconds of torch
+
+    device = resolve_device(args.device)
 
     # ---- probe
-    features = args.features if args.features != ("layers",) else train.layer_names()
-    for feature in features:
-        train_values, test_values = train.load(feature), test.load(feature)  # [rows, width] each
+    for shots in args.shots or (None,):
         for method in args.method:
-            for shots in args.shots or (None,):
-                for setting, predictions, choice in probe(args, train, test, train_values, test_values, method, shots):
-                    write_run(args, train, test, f"{feature}{setting}", predictions, choice)
+            for end, seeds in ends(args, method, shots):
+                wanted = [name for name in names if not all(
+                    is_finished(args, train, test, setting) for setting in settings_of(name, method, end, shots, seeds)
+                )]  # fmt: skip
+                if len(wanted) < len(names):
+                    print(f"{len(names) - len(wanted)} of {len(names)} features: the {method} probe is finished")
+                if not wanted:
+                    continue
+                rows = train_rows(train, shots, seeds[0])
+                source = Source(train, test, rows, device)
+                for answer in answers(args, method, wanted, source, end, seeds):
+                    write_run(args, train, test, answer)
 
 
 def check_pair(train: Features, test: Features) -> None:
@@ -103,52 +134,132 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def probe(
-    args: Args, train: Features, test: Features, train_values: "Tensor", test_values: "Tensor", method: str,
-    shots: int | None,
-) -> list[tuple[str, "Tensor", str]]:  # fmt: skip
-    """Train one probe. Returns (end of the setting's name, class indices [test rows], what was chosen) of its runs."""
+def ends(args: Args, method: str, shots: int | None) -> list[tuple[str, list[int]]]:
+    """Groups of seeds that are trained together, each with the end of its settings' names, without the seed.
+
+    Shots are drawn by the seed, so that each seed has train rows of its own; without them only the trained probes
+    depend on it.
+    """
+    parts = ["" if method == "paper" else f"-{method}", "-mlp" if method == "paper" and args.mlp else "",
+             "" if shots is None else f"-{shots}_shots"]  # fmt: skip
+    seeds = list(dict.fromkeys(args.seeds))
+    if shots is not None or method == "grid":
+        return [("".join(parts), [seed]) for seed in seeds]
+    return [("".join(parts), seeds if method == "paper" else [0])]
+
+
+def settings_of(name: str, method: str, end: str, shots: int | None, seeds: Sequence[int]) -> list[str]:
+    """The settings of the runs of one feature."""
+    kinds = [""]
+    if method == "paper":
+        kinds = ["", "-last_epoch"] + (["-held_out"] if shots != 1 else [])
+    return [f"{name}{end}{seed_part(seed)}{kind}" for seed in seeds for kind in kinds]
+
+
+def seed_part(seed: int) -> str:
+    """What a setting's name says of the seed."""
+    return f"-seed_{seed}" if seed else ""
+
+
+class Source(NamedTuple):
+    """Where probes take their features from."""
+
+    train: Features
+    test: Features
+    rows: "tuple[Tensor, Tensor, Tensor]"  # of the train rows: indices, classes, whether they are held out; each [rows]
+    device: str
+
+    def data(self, name: str) -> "ProbeData":
+        """One feature of the train rows and of the test rows."""
+        from vlmclassifier.probing import ProbeData
+
+        rows, classes, held_out = self.rows
+        train, test = self.train.matrix(name).subset(rows), self.test.matrix(name)
+        return ProbeData(train, classes, held_out, test, len(self.train.config["classes"]), self.device)
+
+
+def train_rows(train: Features, shots: int | None, seed: int) -> "tuple[Tensor, Tensor, Tensor]":
+    """Indices, classes and the held-out mask, each [rows], of all train rows or of `shots` of each class."""
     import torch
+
+    from vlmclassifier.probing import few_shot_rows, held_out_rows
+
+    ids, numbers = [row.example_id for row in train.rows], [row.class_index for row in train.rows]
+    rows = torch.arange(len(ids)) if shots is None else few_shot_rows(ids, numbers, shots, seed)
+    ids, numbers = [ids[row] for row in rows], [numbers[row] for row in rows]
+    return rows, torch.tensor(numbers), held_out_rows(ids, numbers, HELD_OUT_SEED)
+
+
+def answers(
+    args: Args, method: str, names: Sequence[str], source: Source, end: str, seeds: Sequence[int]
+) -> Iterator[Answer]:
+    """Train the probes of one method and yield their answers as they come."""
+    from tqdm import tqdm
 
     from vlmclassifier import probing
 
-    ids, numbers = [row.example_id for row in train.rows], [row.class_index for row in train.rows]
-    end = ""
-    if shots is not None:
-        end = f"-{shots}_shots" + (f"-seed_{args.seed}" if args.seed else "")
-        rows = probing.few_shot_rows(ids, numbers, shots, args.seed)
-        ids, numbers = [ids[row] for row in rows], [numbers[row] for row in rows]
-        train_values = train_values[rows]
-    classes = torch.tensor(numbers)
-    held_out = probing.held_out_rows(ids, numbers, args.seed)
-    if method != "paper":
-        if method != "centroid" and not held_out.any():
-            raise UserError(f"With {shots} shots nothing can be held out to choose by: use --method centroid or paper.")
-        function = getattr(probing, {"logistic": "logistic_probe", "neighbours": "neighbour_probe",
-                                     "centroid": "centroid_probe"}[method])  # fmt: skip
-        result = function(train_values, classes, held_out, test_values)
-        return [(f"-{method}{end}", result.predictions, result.choice)]
+    if method not in ("paper", "centroid") and not source.rows[2].any():
+        raise UserError(f"With one image a class nothing can be held out for {method} to choose by: use --method "
+                        "centroid or paper, or more --shots.")  # fmt: skip
+    title = f"{source.test.config['model']}, {method} probe"
+    if method in ("paper", "grid"):
+        yield from trained_answers(args, method, names, source, end, seeds, title)
+        return
+    functions = {"logistic": probing.logistic_probe, "neighbours": probing.neighbour_probe,
+                 "centroid": probing.centroid_probe}  # fmt: skip
+    text = source.test.constant("class_features") if method == "tip_adapter" else None
+    if method == "tip_adapter" and text is None:
+        raise UserError(f"{source.test.folder} has no class features: --method tip_adapter is for features of CLIP.")
+    for name in tqdm(names, title, unit="feature"):
+        data = source.data(name)
+        result = probing.tip_adapter(data, text) if text is not None else functions[method](data)
+        yield Answer(f"{name}{end}{seed_part(seeds[0])}", result)
+
+
+def trained_answers(
+    args: Args, method: str, names: Sequence[str], source: Source, end: str, seeds: Sequence[int], title: str
+) -> Iterator[Answer]:  # fmt: skip
+    """The answers of probes that are trained by gradient descent, features of one width together."""
+    import torch
     from tqdm import tqdm
 
-    if is_clip(train):
-        epochs = args.epochs or CLIP_EPOCHS.get(train.config["benchmark"], 300)
-    else:
-        epochs = args.epochs or EPOCHS.get(train.config["benchmark"], 500)
-    end = f"-mlp{end}" if args.mlp else end
-    last = lambda curve: (f"{end}-last_epoch", curve[-1], f"epoch {epochs} of {epochs}")  # noqa: E731
-    with tqdm(total=2 * epochs, desc=f"{train.config['model']}, {'MLP' if args.mlp else 'linear'} probe") as bar:
-        if not held_out.any():  # one image a class: nothing to choose by
-            curve = probing.train_paper_probe(train_values, classes, test_values, epochs, args.mlp, [args.seed],
-                                              lambda epoch: bar.update(2))[:, 0]  # fmt: skip
-            return [last(curve)]
-        result = probing.paper_probe(train_values, classes, held_out, test_values, epochs, args.mlp, args.seed,
-                                     lambda epoch: bar.update(1))  # fmt: skip
-    truth = torch.tensor([row.class_index for row in test.rows])
-    best = int((result.curve == truth).float().mean(dim=1).argmax())
-    return [
-        (f"{end}-held_out", result.predictions, result.choice), last(result.curve),
-        (end, result.curve[best], f"the paper's rule: epoch {best + 1} of {epochs}, the best on these very rows"),
-    ]  # fmt: skip
+    from vlmclassifier.probing import grid_probes, groups_of, paper_probes
+    from vlmclassifier.probing.gradient import LEARNING_RATES
+
+    test = source.test
+    truth, count = torch.tensor([row.class_index for row in test.rows]), len(test.config["classes"])
+    epochs = epochs_of(args, test)
+    probes = len(seeds) if method == "paper" else len(LEARNING_RATES)
+    groups = groups_of([test.width(name) for name in names], count, probes, args.mlp)
+    heads = []
+    with tqdm(total=(1 + bool(source.rows[2].any())) * epochs * len(groups), desc=title, unit="epoch") as bar:
+        for group in groups:
+            group_names = [names[number] for number in group]
+            data = [source.data(name) for name in group_names]
+            if method == "grid":
+                found = grid_probes(data, epochs, seeds[0], lambda _: bar.update())
+                heads += zip(group_names, found, strict=True)
+                continue
+            results = paper_probes(data, truth, epochs, args.mlp, seeds, lambda _: bar.update())
+            for name, of_seeds in zip(group_names, results, strict=True):
+                for seed, result in zip(seeds, of_seeds, strict=True):
+                    setting = f"{name}{end}{seed_part(seed)}"
+                    if result.held_out is not None:
+                        yield Answer(f"{setting}-held_out", result.held_out)
+                    yield Answer(f"{setting}-last_epoch", result.last)
+                    yield Answer(setting, result.papers)
+    for name, head in heads:
+        yield Answer(f"{name}{end}{seed_part(seeds[0])}", head.result)
+    if len(heads) > 1:
+        name, head = max(heads, key=lambda item: item[1].accuracy)
+        chosen = replace(head.result, choice=f"{name}, {head.result.choice}")
+        yield Answer(f"best_feature{end}{seed_part(seeds[0])}", chosen)
+
+
+def epochs_of(args: Args, test: Features) -> int:
+    """How many epochs a probe is trained."""
+    by_benchmark, otherwise = (CLIP_EPOCHS, 300) if is_clip(test) else (EPOCHS, 500)
+    return args.epochs or by_benchmark.get(test.config["benchmark"], otherwise)
 
 
 def is_clip(features: Features) -> bool:
@@ -164,40 +275,59 @@ def other_template(config: dict[str, Any]) -> str:
     return "" if spec is None or spec.template == name else name
 
 
-def train_tags(train: Features) -> list[str]:
-    """What makes the train rows differ from the paper's, for the tables."""
+def probe_tags(args: Args, train: Features, setting: str) -> list[str]:
+    """What makes the train rows or the probe differ from the paper's, for the tables."""
     benchmark = BENCHMARKS.get(train.config["benchmark"])
     papers = benchmark.paper_rows.get("train") if benchmark else None
-    return [f"{len(train.rows):,} of {papers:,} train images"] if papers not in (None, len(train.rows)) else []
+    tags = [f"{len(train.rows):,} of {papers:,} train images"] if papers not in (None, len(train.rows)) else []
+    is_trained = not any(f"-{method}" in setting for method in METHODS[2:])
+    default = epochs_of(Args(args.train, args.test), train)
+    if is_trained and args.epochs not in (None, default):
+        tags.append(f"{args.epochs} epochs")
+    return tags
 
 
-def write_run(args: Args, train: Features, test: Features, setting: str, predictions: "Tensor", choice: str) -> None:
-    """Write the answers of a probe as a finished run, and print its scores."""
+def run_of(args: Args, train: Features, test: Features, setting: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a probe's run, and its configuration without what was chosen."""
     if is_clip(train):
         setting = setting.replace("image", PAPERS_CLIP_SETTING, 1)
     elif not setting.startswith("position_") and (name := other_template(train.config)):
         setting += f"-{name}"
-    rows = json.dumps([row.example_id for row in train.rows])
     keys = (*SAME_KEYS, "verified", "split", "limit", "manifest", "tags")
     config = {"script": "probe", "kind": "probe"} | {key: test.config[key] for key in keys if key in test.config}
-    config |= {"setting": setting, "chosen": choice, "epochs": args.epochs, "seed": args.seed,
-               "train_rows": hashlib.sha256(rows.encode()).hexdigest()}  # fmt: skip
-    config["tags"] = [*config["tags"], *train_tags(train)]
+    config |= {"setting": setting, "epochs": args.epochs, "train_rows": train.rows_hash, "test_rows": test.rows_hash}
+    config["tags"] = [*config["tags"], *probe_tags(args, train, setting)]
+    folder = run_folder(args.out, "feature_analysis", f"{config['model']}-{config['benchmark']}-probe", setting, True)
+    return folder, config
+
+
+def is_finished(args: Args, train: Features, test: Features, setting: str) -> bool:
+    """Whether this very run is finished, whatever it has chosen."""
+    folder, config = run_of(args, train, test, setting)
+    if not (folder / "run.json").exists():
+        return False
+    record = read_record(folder)
+    return bool(record["finished"]) and set(differing_keys(record["config"], config)) <= {"chosen"}
+
+
+def write_run(args: Args, train: Features, test: Features, answer: Answer) -> None:
+    """Write the answers of a probe as a finished run, and print its scores."""
+    folder, config = run_of(args, train, test, answer.setting)
+    config["chosen"] = answer.result.choice
     names = config["classes"]
     first = first_index(names)  # equal names stand for the first, as in every accuracy by class index
-    folder = run_folder(args.out, "feature_analysis", f"{config['model']}-{config['benchmark']}-probe", setting, True)
     run = open_run(folder, config, [row.example_id for row in test.rows])
     if not run.complete:
         run.append([
             Prediction(row.example_id, row.label, row.class_index, "", None, names[index], (first[names[index]],))
-            for row, index in zip(test.rows, predictions.tolist(), strict=True)
+            for row, index in zip(test.rows, answer.result.predictions.tolist(), strict=True)
             if row.example_id not in run.done
         ])  # fmt: skip
-    answers = run.finish()
-    score = score_run(folder, answers).scores[0]
+    rows = run.finish()
+    score = score_run(folder, rows).scores[0]
     model, interval = label(score.model, ", ".join(score.tags)), f"[{score.low:.1f}, {score.high:.1f}]"
-    print(f"{model}, {setting}, {score.dataset}: accuracy {score.value:.1f}% {interval}, n={score.n} ({choice}). "
-          f"Run: {folder}. Next: python feature_analysis/table.py")  # fmt: skip
+    print(f"{model}, {score.setting}, {score.dataset}: accuracy {score.value:.1f}% {interval}, n={score.n} "
+          f"({answer.result.choice}). Run: {folder}. Next: python feature_analysis/table.py")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from test_families import FAMILIES
 from transformers import AutoModelForImageTextToText
 
 from vlmclassifier import load_vlm, probing
+from vlmclassifier.probing.data import Scale
+from vlmclassifier.probing.gradient import Inputs
 from vlmclassifier.records import UserError
 from vlmclassifier.runs import read_run
-from vlmclassifier.runs.features import SHARD_ROWS, Features, read_header
+from vlmclassifier.runs.features import SHARD_ROWS, Features, Matrix, read_header
 from vlmclassifier.vlm.controls import CONTROLS, is_vision_encoder, untrain
 from vlmclassifier.vlm.hidden import innermost_decoder, layer_names, pooled_features
 
@@ -26,6 +30,11 @@ def extract(out, weights, model="llava-1.5-7b", **options):
     module = script("feature_analysis/extract_features.py")
     module.main(module.Args(model, weights, out=out, **options))
     return Features(out)
+
+
+def all_of(features, name):
+    """One feature of all rows [rows, width]."""
+    return features.matrix(name)[:]
 
 
 @pytest.mark.parametrize("key", FAMILIES)
@@ -83,9 +92,8 @@ def test_shards_are_the_same_after_a_kill_and_with_a_larger_limit(tiny, own, tmp
     limited = extract(tmp_path / "limit", tiny / "llava-1.5-7b", **options, limit=3)
     assert len(limited.rows) == 3
     larger = extract(tmp_path / "limit", tiny / "llava-1.5-7b", **options)
-    order = [row.example_id for row in whole.rows]
-    place = [[row.example_id for row in larger.rows].index(i) for i in order]
-    assert torch.equal(larger.load("last_token")[place], whole.load("last_token"))
+    assert larger.rows == whole.rows  # in the evaluation order, whatever the shards hold
+    assert torch.equal(all_of(larger, "last_token"), all_of(whole, "last_token"))
 
 
 @pytest.mark.parametrize("key", ["llava-1.5-7b", "blip2-2.7b", "qwen3-vl-8b", "internvl3-8b"])
@@ -116,7 +124,7 @@ def test_features_of_a_control_are_not_those_of_the_model(pair, tiny, tmp_path):
     folder, options = pair
     control = extract(tmp_path / "control", tiny / "llava-1.5-7b", split="test", control="random", **options)
     assert "untrained: random" in control.config["tags"]
-    assert not torch.equal(control.load("last_token"), Features(folder / "test").load("last_token"))
+    assert not torch.equal(all_of(control, "last_token"), all_of(Features(folder / "test"), "last_token"))
     with pytest.raises(UserError, match="their control differs"):
         probe(pair, tmp_path, test=tmp_path / "control")
 
@@ -127,7 +135,7 @@ def test_features_of_clip_are_its_embeddings(tiny, own, tmp_path):
     features = extract(tmp_path / "run", tiny / "clip-vit-l-336", "clip-vit-l-336", **own.args)
     images = [open_image(own.folder / row.example_id) for row in features.rows]
     expected = load_clip("clip-vit-l-336", tiny / "clip-vit-l-336").encode_images(images)
-    assert (features.load("image") - expected).abs().max() <= 1e-6
+    assert (all_of(features, "image") - expected).abs().max() <= 1e-6
 
 
 @pytest.mark.slow
@@ -149,50 +157,126 @@ def made_up(classes=5, per_class=40, width=16, noise_level=0.5, seed=0):
     return centres[labels] + noise_level * torch.randn(len(labels), width, generator=generator), labels
 
 
+def split(features, labels, test, parts=1):
+    """Probe data of tensors, the train rows in several parts as in shards, and the ids of the train rows."""
+    ids = [f"{row}.png" for row in range(len(labels))]
+    held_out = probing.held_out_rows(ids, labels.tolist(), seed=0)
+    numbers = torch.arange(len(labels))
+    train = Matrix([features[part::parts] for part in range(parts)], numbers % parts, numbers // parts)
+    return probing.ProbeData(train, labels, held_out, Matrix.of(test), int(labels.max()) + 1), ids
+
+
 @pytest.mark.parametrize("hidden", [False, True])
 def test_the_papers_probe_equals_a_plain_loop(hidden, monkeypatch):
-    """Also where several seeds are trained together, in several batches an epoch."""
-    monkeypatch.setattr(probing, "BATCH", 64)
+    """Also where features, learning rates and seeds are trained together, in several batches an epoch."""
+    monkeypatch.setattr("vlmclassifier.probing.gradient.BATCH", 64)
     features, labels = made_up()
+    features = [features, features.flip(1) * 2]
     test, _ = made_up(seed=1)
-    together = probing.train_paper_probe(features, labels, test, 20, hidden, seeds=[0, 1, 2])  # [epochs, seeds, rows]
-    for place, seed in enumerate((0, 1, 2)):
+    inputs, seen = Inputs([Matrix.of(values) for values in features], "cpu"), []
+    tests = Inputs([Matrix.of(test), Matrix.of(test.flip(1) * 2)], "cpu")
+    rates, seeds = (1e-3, 1e-2), (0, 2)
+    for stack in probing.train_probes(inputs, labels, 5, 20, rates, seeds, hidden):
+        seen.append((stack.losses.clone(), stack.predict(tests)))  # [features, probes], [features, probes, rows]
+    for place, (feature, (rate, seed)) in enumerate(product((0, 1), product(rates, seeds))):
         probe = probing.build_probe(16, 5, hidden, seed)
-        optimiser = torch.optim.Adam(probe.parameters(), lr=1e-3)
-        for epoch in range(20):
-            for start in range(0, len(features), 64):
-                loss = F.cross_entropy(probe(features[start : start + 64]), labels[start : start + 64])
+        optimiser = torch.optim.Adam(probe.parameters(), lr=rate)
+        for losses, predictions in seen:
+            total = 0.0
+            for start in range(0, len(labels), 64):
+                part = labels[start : start + 64]
+                loss = F.cross_entropy(probe(features[feature][start : start + 64]), part)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+                total += loss.item() * len(part) / len(labels)
+            assert abs(losses[feature, place % 4] - total) <= 1e-5
             with torch.no_grad():
-                assert torch.equal(probe(test).argmax(dim=1), together[epoch, place]), (seed, epoch)
+                expected = probe(tests.features[feature][:]).argmax(dim=1)
+            assert torch.equal(expected, predictions[feature, place % 4].long())
 
 
 def test_every_probe_learns_and_chooses_without_the_test_rows():
     features, labels = made_up()
     test, truth = made_up(seed=1)
-    ids = [f"{row}.png" for row in range(len(labels))]
-    held_out = probing.held_out_rows(ids, labels.tolist(), seed=0)
-    assert torch.bincount(labels[held_out]).tolist() == [4] * 5
+    data, ids = split(features, labels, test, parts=3)
+    assert torch.bincount(labels[data.held_out]).tolist() == [4] * 5
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(3))
     shuffled = probing.held_out_rows([ids[row] for row in order], labels[order].tolist(), seed=0)
-    assert torch.equal(shuffled, held_out[order])  # by the id, not by the place
-    for function in (probing.logistic_probe, probing.neighbour_probe, probing.centroid_probe):
-        result = function(features, labels, held_out, test)
+    assert torch.equal(shuffled, data.held_out[order])  # by the id, not by the place
+    flipped = replace(data, test=Matrix.of(test.flip(0)))
+    probes = [probing.logistic_probe, probing.neighbour_probe, probing.centroid_probe,
+              lambda data: probing.grid_probes([data], 60)[0].result]  # fmt: skip
+    for function in probes:
+        result, permuted = function(data), function(flipped)
         assert (result.predictions == truth).float().mean() > 0.9
-        permuted = function(features, labels, held_out, test.flip(0))
         assert permuted.choice == result.choice and torch.equal(permuted.predictions.flip(0), result.predictions)
-    result = probing.paper_probe(features, labels, held_out, test, 200, False, 0)
-    assert (result.predictions == truth).float().mean() > 0.8 and result.curve.shape == (200, 200)
-    inner = probing.train_paper_probe(features[~held_out], labels[~held_out], features[held_out], 200)[:, 0]
-    right = (inner == labels[held_out]).sum(dim=1).tolist()  # of each epoch
-    epoch = right.index(max(right))
-    assert epoch < 199 and result.choice == f"epoch {epoch + 1} of 200"
-    assert torch.equal(result.predictions, result.curve[epoch])
     rows = probing.few_shot_rows(ids, labels.tolist(), 3, seed=0)
     assert torch.bincount(labels[rows]).tolist() == [3] * 5
     assert rows.tolist() != probing.few_shot_rows(ids, labels.tolist(), 3, seed=1).tolist()
+    assert len(data.subset(rows).train) == 15 and torch.equal(data.subset(rows).train[:], features[rows])
+
+
+def test_the_papers_probe_chooses_its_epoch_on_held_out_rows():
+    """And the paper's rule the one that is best on the test rows."""
+    features, labels = made_up(noise_level=2.5)
+    test, truth = made_up(noise_level=2.5, seed=1)
+    data, _ = split(features, labels, test)
+    (result,) = probing.paper_probes([data], truth, 60)[0]
+    held_out, predictions = [], []
+    for stack in probing.train_probes(Inputs([data.inner[0]], "cpu"), data.inner[1], 5, 60):
+        held_out.append(int((stack.predict(Inputs([data.outer[0]], "cpu")) == data.outer[1]).sum()))
+    for stack in probing.train_probes(Inputs([data.train], "cpu"), labels, 5, 60):
+        predictions.append(stack.predict(Inputs([data.test], "cpu"))[0, 0])
+    right = [int((prediction == truth).sum()) for prediction in predictions]
+    for kind, epoch in (("held_out", held_out.index(max(held_out))), ("papers", right.index(max(right))), ("last", 59)):
+        assert f"epoch {epoch + 1} of 60" in getattr(result, kind).choice
+        assert torch.equal(getattr(result, kind).predictions, predictions[epoch])
+    assert len({result.held_out.choice, result.papers.choice[18:], result.last.choice}) == 3
+    alone = replace(data, held_out=torch.zeros_like(data.held_out))
+    assert probing.paper_probes([alone], truth, 2)[0][0].held_out is None
+
+
+def test_probes_equal_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    features, labels = made_up(noise_level=2)
+    test, _ = made_up(noise_level=2, seed=1)
+    features[:, 0], test[:, 0] = 7.3, 7.3  # a number that never changes
+    scaler = StandardScaler().fit(features)
+    expected = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(scaler.transform(features), labels)
+    scale = Scale.of(Matrix.of(features))
+    weight, bias = probing.fit_logistic(Matrix.of(features), labels, 5, 0.1, scale)
+    assert torch.equal(scale(features)[:, 0], torch.zeros(len(features)))
+    ours = scale(test) @ weight + bias
+    theirs = torch.tensor(expected.decision_function(scaler.transform(test)))
+    assert ((ours - ours.mean(dim=1, keepdim=True)) - (theirs - theirs.mean(dim=1, keepdim=True))).abs().max() < 5e-3
+    data, _ = split(features, labels, test)
+    result = probing.neighbour_probe(data)
+    k = int(result.choice.removeprefix("k = "))
+    expected = KNeighborsClassifier(k, metric="cosine").fit(features, labels).predict(test)
+    assert (result.predictions.numpy() == expected).all()
+
+
+def test_heads_vote_and_a_cache_helps_clip():
+    """Of 6 heads two know the class; a cache of train images adds to weak class features."""
+    features, labels = made_up(width=8)
+    test, truth = made_up(width=8, seed=1)
+    random = torch.randn(len(labels), 16, generator=torch.Generator().manual_seed(5))
+    data, _ = split(*(torch.cat([random, part, random * 2, part.flip(0) * 0 + part], dim=1) if part.ndim == 2 else part
+                      for part in (features, labels, test)))  # fmt: skip
+    found = probing.head_probe(data, 6)
+    accuracy = {name: float((result.predictions == truth).float().mean()) for name, result in found.items()}
+    assert list(found) == ["1", "4", "all"] and accuracy["1"] > 0.9 > accuracy["all"] + 0.1
+    assert found["1"].choice.startswith(("heads 2, 5", "heads 5, 2"))
+    centres = torch.stack([features[labels == index].mean(dim=0) for index in range(5)])
+    weak = F.normalize(centres + 3 * torch.randn(5, 8, generator=torch.Generator().manual_seed(1)), dim=1)
+    data, _ = split(features, labels, test)
+    zero_shot = (F.normalize(test, dim=1) @ weak.T).argmax(dim=1)
+    result = probing.tip_adapter(data, weak)
+    assert (result.predictions == truth).float().mean() > (zero_shot == truth).float().mean() + 0.05
 
 
 @pytest.fixture(scope="module")
@@ -223,18 +307,27 @@ def test_probes_are_runs_that_the_table_shows(pair, tmp_path, capsys):
     probe(pair, tmp_path, method=("paper", "logistic", "centroid"), features=("last_token",))
     probe(pair, tmp_path, method=("paper",), features=("last_token",), mlp=True)
     probe(pair, tmp_path, method=("centroid",), features=("avg_token",), shots=(1, 2))
+    probe(pair, tmp_path, method=("centroid",), features=("avg_token",), shots=(2,), seeds=(1,))
+    probe(pair, tmp_path, method=("grid",), features=("avg_token", "last_token"))
     settings = {"last_token", "last_token-held_out", "last_token-last_epoch", "last_token-logistic",
                 "last_token-centroid", "last_token-mlp", "last_token-mlp-held_out", "last_token-mlp-last_epoch",
-                "avg_token-centroid-1_shots", "avg_token-centroid-2_shots"}  # fmt: skip
+                "avg_token-centroid-1_shots", "avg_token-centroid-2_shots",
+                "avg_token-centroid-2_shots-seed_1", "last_token-grid", "avg_token-grid",
+                "best_feature-grid"}  # fmt: skip
     assert {folder.name.removeprefix("p-") for folder in (tmp_path / "runs").iterdir()} == settings
     record, rows = read_run(tmp_path / "runs" / "p-last_token-held_out")
     assert record["config"]["chosen"].startswith("epoch") and {row.label for row in rows} == {"cat", "dog"}
     assert (tmp_path / "runs" / "p-last_token-held_out" / "classes.csv").exists()
     capsys.readouterr()
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/predictions.jsonl")}
+    probe(pair, tmp_path, method=("paper", "logistic"), features=("last_token", "avg_token"))
+    printed = capsys.readouterr().out
+    assert "1 of 2 features: the paper probe is finished" in printed and "last_token, " not in printed
+    assert all(file.stat().st_mtime_ns == time for file, time in times.items())
     table = script("feature_analysis/table.py")
     table.main(table.Args(outputs=tmp_path / "runs"))
     printed = capsys.readouterr().out
-    assert "| LLaVA1.5-7B (miniature) | last_token-held_out" in printed and "missing (94.5)" in printed
+    assert "| LLaVA1.5-7B (miniature, 3 epochs) | last_token-held_out" in printed and "missing (94.5)" in printed
 
 
 def test_of_equal_class_names_either_is_right(pair, tmp_path, capsys):
@@ -244,7 +337,8 @@ def test_of_equal_class_names_either_is_right(pair, tmp_path, capsys):
     test.config["classes"] = ["horse", "dog", "cat", "cat"]
     predictions = torch.tensor([{"cat": 3, "dog": 1}[row.label] for row in test.rows])
     args = module.Args(train.folder, test.folder, out=tmp_path / "p")
-    module.write_run(args, train, test, "last_token", predictions, "nothing chosen")
+    result = probing.ProbeResult(predictions, "nothing chosen")
+    module.write_run(args, train, test, module.Answer("last_token", result))
     assert "accuracy 100.0%" in capsys.readouterr().out
 
 
@@ -278,7 +372,7 @@ def test_features_that_are_not_finite_are_refused_with_their_image(pair, tmp_pat
     tensors = load_file(shard)
     tensors["last_token"][1, 0] = torch.nan
     save_file(tensors, shard, metadata={"rows": json.dumps([list(row) for row in rows])})
-    with pytest.raises(UserError, match=f"the feature 'last_token' of {rows[1].example_id} is not finite"):
+    with pytest.raises(UserError, match=f"'last_token' is not finite for {rows[1].example_id}: remove"):
         probe(pair, tmp_path, test=broken, features=("last_token",))
 
 
@@ -290,7 +384,7 @@ def test_the_launchers_fill_the_tables_on_real_photographs(realdata, tiny, tmp_p
     env = {"VLMCLASSIFIER_PATHS": str(tmp_path / "paths.toml"), "OUTPUTS": str(tmp_path / "out"), "EPOCHS": "3",
            "MODELS": " ".join(models), "BENCHMARKS": "caltech"}  # fmt: skip
     done = run_script("bash", "feature_analysis/probe.sh", env=env)
-    tags = r"\(miniature, 120 of 4,331 images, 180 of 4,346 train images\)"
+    tags = r"\(miniature, 120 of 4,331 images, 180 of 4,346 train images, 3 epochs\)"
     for row in (rf"BLIP2-2.7B {tags} +\| avg_token-held_out", rf"CLIP-L {tags} +\| linear "):
         assert re.search(row, done.stdout), row
     env |= {"MODELS": "llava-1.5-7b", "POSITIONS": "0 -2 -1", "LIMIT": "20"}
