@@ -4,12 +4,15 @@
     python feature_analysis/extract_features.py --model llava-1.5-7b --benchmark flowers
     python feature_analysis/extract_features.py --model clip-vit-l-336 --benchmark flowers --split train
     python feature_analysis/extract_features.py --benchmark flowers --template llava-v1 --positions 0 100 600 -2 -1
+    python feature_analysis/extract_features.py --benchmark flowers --layers all --control random --seed 3
 
 One forward pass per image, which ends before the head. Keeps of the language model's last layer, behind its final norm,
 the last token, the mean over all tokens and the mean over the image's tokens; --positions adds single tokens, --layers
-all adds every layer. Writes outputs/feature_analysis/NAME/{run.json, features-*.safetensors}: shards of 256 images in
-the dtype of the run, keyed by image, which probe.py memory-maps. It can be stopped at any time: the same command
-continues. Start it several times, or under scripts/multi_gpu.sh, and the processes share the work.
+all adds every layer, the projector and the vision encoder, --heads the outputs of the attention heads. --model pixels
+stores images of 16 x 16 pixels, a baseline of all probes. Writes outputs/feature_analysis/NAME/{run.json, rows.jsonl,
+features-*.safetensors}: shards of 256 images in the dtype of the run, keyed by image, which probe.py memory-maps. It
+can be stopped at any time: the same command continues. Start it several times, or under scripts/multi_gpu.sh, and the
+processes share the work.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,11 +28,13 @@ from vlmclassifier.models import MODELS, ModelSpec, checkpoint_folder, find_mode
 from vlmclassifier.prompts import TEMPLATES, WORDINGS
 from vlmclassifier.records import Example, UserError, images_named
 from vlmclassifier.runs.features import SHARD_ROWS, FeatureRun, open_features
+from vlmclassifier.runs.provenance import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_FEATURE = "image"  # the one feature of a CLIP model: its image embedding of unit length
+IMAGE_FEATURE = "image"  # the one feature of a CLIP model (its image embedding of unit length) and of pixels
+PIXELS, SIDE = "pixels", 16  # --model pixels: images of 16 x 16 pixels
 
 
 @dataclass
@@ -39,14 +44,19 @@ class Args(RunArgs, DataArgs, ModelArgs):
     positions: tuple[int, ...] = ()
     """Single tokens of the prompt to keep: 0 is the first, -1 the last."""
     layers: tuple[str, ...] = ("last",)
-    """Layers to keep: last (behind the final norm), numbers (0 is what the first layer reads), or all."""
+    """Layers to keep: last (behind the final norm), numbers (0 is what the first layer reads), projector, vision (the
+    encoder), or all."""
+    heads: bool = False
+    """Keep the outputs of all attention heads at the last token, for locate.py heads."""
     wording: Literal[tuple(WORDINGS)] = "base"
     """Wording of the question (vlmclassifier/prompts.py)."""
     template: Literal[tuple(TEMPLATES)] | None = None
     """Prompt template (vlmclassifier/prompts.py); default: the model's own."""
-    control: Literal["random", "permuted"] | None = None
+    control: Literal["random", "permuted", "text_only"] | None = None
     """Untrained control: language model and projector at the library's initialisation, or with the trained entries of
-    every matrix permuted; the vision encoder stays."""
+    every matrix permuted, or the language model before visual training; the vision encoder stays."""
+    language_model: Path | None = None
+    """--control text_only: checkpoint of the language model that the VLM was made of."""
     seed: int = 0
     """Seed of the control."""
 
@@ -63,10 +73,14 @@ def main(args: Args) -> None:
                 f"--template {args.template} does not fit {spec.key}, which marks the image in another way."
             )
         spec = replace(spec, template=args.template)
-    if spec.kind == "clip" and (args.positions or args.layers != ("last",) or args.template or args.control):
+    is_vlm = spec.kind == "vlm"
+    if not is_vlm and (args.positions or args.layers != ("last",) or args.heads or args.template or args.control):
         raise UserError(
-            f"{spec.key} is a CLIP model: --positions, --layers, --template and --control are of language models."
+            f"{spec.key} is no vision-language model: --positions, --layers, --heads, --template and --control are of "
+            "language models."
         )
+    if (args.control == "text_only") != (args.language_model is not None):
+        raise UserError("--control text_only and --language-model DIR go together: give both or neither.")
     task = args.load_evaluation()
 
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
@@ -75,12 +89,13 @@ def main(args: Args) -> None:
     checkpoint = find_checkpoint(spec, args.weights)
     device = resolve_device(args.device)
     options: dict[str, Any] = {}
-    if spec.kind == "vlm":
+    if is_vlm:
         template = TEMPLATES[spec.template] if spec.template else None
         options = {"template": template, "wording": args.wording, "positions": list(args.positions),
-                   "layers": list(args.layers)}  # fmt: skip
+                   "layers": list(args.layers), "heads": args.heads}  # fmt: skip
     if args.control:
-        options |= {"control": f"{args.control}, seed {args.seed}", "tags": [f"untrained: {args.control}"]}
+        source = f"{fingerprint(args.language_model)}" if args.language_model else f"seed {args.seed}"
+        options |= {"control": f"{args.control}, {source}", "tags": [f"untrained: {args.control}"]}
     config = run_config(
         "extract_features", "features", spec, task, args.limit, checkpoint=checkpoint,
         default_dtype=resolve_dtype("auto", device), dtype=resolve_dtype(args.dtype, device), **options,
@@ -98,12 +113,16 @@ def main(args: Args) -> None:
 
 
 def find_any_model(key: str) -> ModelSpec:
-    """The spec of a VLM, or of a CLIP model that is registered. Raises UserError."""
+    """The spec of a VLM, of a CLIP model that is registered, or of PIXELS. Raises UserError."""
+    if key == PIXELS:
+        return ModelSpec(PIXELS, "clip", None)
     return find_model(key, "clip" if key in MODELS and MODELS[key].kind == "clip" else "vlm")
 
 
-def find_checkpoint(spec: ModelSpec, weights: Path | None) -> Path:
-    """The local checkpoint of a model of either kind."""
+def find_checkpoint(spec: ModelSpec, weights: Path | None) -> Path | None:
+    """The local checkpoint of a model of either kind; pixels have none."""
+    if spec.key == PIXELS:
+        return None
     if spec.kind == "vlm":
         return checkpoint_folder(spec, weights)
     from vlmclassifier.clip import checkpoint_path
@@ -117,20 +136,23 @@ def setting_name(args: Args) -> str:
     parts += [args.template] if args.template else []
     parts += [f"prompt_{args.wording}"] if args.wording != "base" else []
     parts += [f"{args.control}_{args.seed}"] if args.control else []
+    parts += ["heads"] if args.heads else []
     parts += ["positions"] if args.positions else []
     parts += ["layers"] if args.layers != ("last",) else []
     return "-".join(parts)
 
 
-def extract(args: Args, spec: ModelSpec, checkpoint: Path, task: Evaluation, run: FeatureRun) -> None:
+def extract(args: Args, spec: ModelSpec, checkpoint: Path | None, task: Evaluation, run: FeatureRun) -> None:
     """Compute the features of every pending range of images, batch by batch, and write its shard."""
     import torch
 
     examples = {example.id: example for example in task.examples}
-    if spec.kind == "clip":
-        prepare, compute = clip_functions(args, checkpoint)
+    if spec.key == PIXELS:
+        prepare, compute = small_images, lambda values: {IMAGE_FEATURE: values}
+    elif spec.kind == "clip":
+        prepare, compute = clip_functions(args, checkpoint, task.names, run)
     else:
-        prepare, compute = vlm_functions(args, spec, checkpoint)
+        prepare, compute = vlm_functions(args, spec, checkpoint, run)
 
     def pieces() -> Iterator[tuple[list[str], list[Example]]]:
         """A batch at a time of every range, with the ids of the range."""
@@ -157,31 +179,50 @@ def extract(args: Args, spec: ModelSpec, checkpoint: Path, task: Evaluation, run
                 update()
 
 
-def vlm_functions(args: Args, spec: ModelSpec, checkpoint: Path) -> tuple[Any, Any]:
+def vlm_functions(args: Args, spec: ModelSpec, checkpoint: Path, run: FeatureRun) -> tuple[Any, Any]:
     """How images of a VLM become a batch, and a batch features."""
+    import torch
+
     from vlmclassifier.vlm import load_vlm
-    from vlmclassifier.vlm.controls import untrain
-    from vlmclassifier.vlm.hidden import layer_names, pooled_features
+    from vlmclassifier.vlm.controls import untrain, use_text_only_language_model
+    from vlmclassifier.vlm.hidden import HEADS, VISION, FeatureExtractor, layer_names
+    from vlmclassifier.vlm.parts import innermost_decoder
 
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
     vlm.spec = spec  # with the template of --template
-    if args.control:
+    if args.language_model:
+        use_text_only_language_model(vlm, args.language_model)
+    elif args.control:
         untrain(vlm, args.control, args.seed)
     prompt = vlm.prompt(WORDINGS[args.wording])
-    layers = layer_names(vlm) if "all" in args.layers else list(dict.fromkeys(("last", *args.layers)))
+    layers = [VISION, *layer_names(vlm)] if "all" in args.layers else list(dict.fromkeys(("last", *args.layers)))
+    if args.heads:
+        config = innermost_decoder(vlm.model).config
+        run.write_constants({"head_shape": torch.tensor([config.num_hidden_layers, config.num_attention_heads])})
+        layers.append(HEADS)
 
     def prepare(images: Sequence[Any]) -> Any:
         return vlm.prepare(images, [prompt] * len(images))
 
-    return prepare, lambda batch: pooled_features(vlm, batch, args.positions, layers)
+    return prepare, FeatureExtractor(vlm, args.positions, layers)
 
 
-def clip_functions(args: Args, checkpoint: Path) -> tuple[Any, Any]:
-    """The same for a CLIP model."""
+def clip_functions(args: Args, checkpoint: Path, names: Sequence[str], run: FeatureRun) -> tuple[Any, Any]:
+    """The same for a CLIP model; the features of the class names are kept beside the images'."""
     from vlmclassifier.clip import load_clip
 
     clip = load_clip(args.model, checkpoint, args.device, args.dtype)
+    run.write_constants({"class_features": clip.class_features(names).cpu()})
     return clip.prepare, lambda pixel_values: {IMAGE_FEATURE: clip.encode_images(pixel_values).cpu()}
+
+
+def small_images(images: Sequence[Any]) -> "Tensor":
+    """Images of 16 x 16 pixels as rows of numbers from 0 to 1: [images, 768]."""
+    import numpy as np
+    import torch
+
+    pixels = np.stack([np.asarray(image.convert("RGB").resize((SIDE, SIDE))) for image in images])
+    return torch.from_numpy(pixels).flatten(1).float() / 255
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import noise, run_script, script
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_families import FAMILIES
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from vlmclassifier import load_vlm, probing
 from vlmclassifier.probing.data import Scale
@@ -20,8 +22,9 @@ from vlmclassifier.probing.gradient import Inputs
 from vlmclassifier.records import UserError
 from vlmclassifier.runs import read_run
 from vlmclassifier.runs.features import SHARD_ROWS, Features, Matrix, read_header
-from vlmclassifier.vlm.controls import CONTROLS, is_vision_encoder, untrain
-from vlmclassifier.vlm.hidden import innermost_decoder, layer_names, pooled_features
+from vlmclassifier.vlm.controls import CONTROLS, untrain, use_text_only_language_model
+from vlmclassifier.vlm.hidden import HEADS, VISION, FeatureExtractor, layer_names
+from vlmclassifier.vlm.parts import find_projector, innermost_decoder, is_vision_encoder
 
 QUESTION = "What type of object is in this photo?"
 
@@ -42,31 +45,80 @@ def test_hidden_states_equal_plain_transformers(key, tiny):
     """Every layer of single images, and a batch of images with different numbers of tokens."""
     vlm, images = load_vlm(key, tiny / key), [noise((90, 60), 0), noise((61, 130), 1)]
     prompt = vlm.prompt(QUESTION)
-    layers = layer_names(vlm)
-    batched = pooled_features(vlm, vlm.prepare(images, [prompt] * 2), (0, -2), layers)
+    extractor = FeatureExtractor(vlm, (0, -2), [VISION, HEADS, *layer_names(vlm)])
+    batched = extractor(vlm.prepare(images, [prompt] * 2))
     model = AutoModelForImageTextToText.from_pretrained(tiny / key).eval()
     for row, image in enumerate(images):
         batch = vlm.prepare([image], [prompt])
-        with torch.no_grad():
+        with torch.no_grad(), inputs_of_projector(model) as vision:
             outputs = model(**batch.inputs, output_hidden_states=True, use_cache=False)
         outputs = getattr(outputs, "language_model_outputs", outputs)
-        single = pooled_features(vlm, batch, (0, -2), layers)
+        single = extractor(batch)
         is_image = batch.inputs["input_ids"][0] == model.config.image_token_id
         *inner, last = outputs.hidden_states  # the last of them is behind the final norm
         expected = {f"layer_{number}.": states[0] for number, states in enumerate(inner)} | {"": last[0]}
+        start, end = is_image.nonzero()[0, 0], is_image.nonzero()[-1, 0] + 1
         for prefix, states in expected.items():
-            assert (single[f"{prefix}last_token"][0] - states[-1]).abs().max() <= 1e-5
-            assert (single[f"{prefix}avg_token"][0] - states.mean(dim=0)).abs().max() <= 1e-5
-            assert (single[f"{prefix}image_token"][0] - states[is_image].mean(dim=0)).abs().max() <= 1e-5
+            means = {"last_token": states[-1], "avg_token": states.mean(dim=0),
+                     "image_token": states[is_image].mean(dim=0)}  # fmt: skip
+            if prefix:
+                means["text_behind_image"] = states[end:-1].mean(dim=0)
+            if prefix and start:
+                means["text_before_image"] = states[:start].mean(dim=0)
+            for kind, values in means.items():
+                assert (single[f"{prefix}{kind}"][0] - values).abs().max() <= 1e-5, (prefix, kind)
+        assert ("layer_1.text_before_image" in single) == bool(start)
         for position in (0, -2):
             assert (single[f"position_{position}"][0] - last[0, position]).abs().max() <= 1e-5
+        width = vision[0].shape[-1]
+        assert (single["layer_vision.image_token"][0] - vision[0].reshape(-1, width).mean(dim=0)).abs().max() <= 1e-5
         for name, values in batched.items():
             assert (values[row] - single[name][0]).abs().max() <= 2e-5, name
     decoder = innermost_decoder(vlm.model)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in (decoder, *decoder.layers))
+    layer, projection = decoder.layers[-1], decoder.layers[-1].self_attn
+    assert single[HEADS].shape == (1, len(decoder.layers) * layer.self_attn.q_proj.out_features)
+    projection = getattr(projection, "o_proj", None) or projection.out_proj
+    with torch.no_grad(), inputs_of(projection) as heads:
+        model = vlm.model(**batch.inputs)
+    assert (single[HEADS][0, -heads[0].shape[-1] :] - heads[0][0, -1]).abs().max() <= 1e-5
+    modules = (decoder, *decoder.layers, projection, find_projector(vlm.model))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
     with pytest.raises(UserError, match="Position 900 is outside of a prompt"):
-        pooled_features(vlm, batch, (900,))
-    assert not any(module._forward_hooks for module in (decoder, *decoder.layers))
+        FeatureExtractor(vlm, (900,))(batch)
+    assert not any(module._forward_hooks for module in modules)
+
+
+@contextmanager
+def inputs_of(module):
+    """Within it, the first argument of every call of a module is appended to the yielded list."""
+    found = []
+    keep = lambda module, arguments, options: found.append(  # noqa: E731
+        options["encoder_hidden_states"] if "encoder_hidden_states" in options else arguments[0]
+    )
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
+    yield found
+    handle.remove()
+
+
+def inputs_of_projector(model):
+    return inputs_of(find_projector(model))
+
+
+def test_a_batch_that_does_not_fit_is_split(tiny, monkeypatch):
+    vlm, images = load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b"), [noise((40, 40), seed) for seed in range(3)]
+    batch = vlm.prepare(images, [vlm.prompt(QUESTION)] * 3)
+    expected, calls = FeatureExtractor(vlm)(batch), []
+    forward = vlm.model.forward
+
+    def small(**inputs):
+        calls.append(len(inputs["input_ids"]))
+        if calls[-1] > 2:
+            raise RuntimeError("CUDA out of memory.")
+        return forward(**inputs)
+
+    monkeypatch.setattr(vlm.model, "forward", small)
+    found = FeatureExtractor(vlm)(batch)
+    assert calls == [3, 2, 1] and all((found[name] - expected[name]).abs().max() <= 1e-5 for name in expected)
 
 
 def test_shards_are_the_same_after_a_kill_and_with_a_larger_limit(tiny, own, tmp_path, monkeypatch):
@@ -102,7 +154,7 @@ def test_an_untrained_control_keeps_the_vision_encoder_alone(key, tiny):
     assert is_vision_encoder("model.visual.blocks.0.attn.qkv.weight")
     assert not is_vision_encoder("model.visual.merger.linear_fc1.weight")  # the projector
     trained = load_vlm(key, tiny / key).model.state_dict()
-    for control in CONTROLS:
+    for control in CONTROLS[:2]:
         states = []
         for seed in (0, 0, 1):
             vlm = load_vlm(key, tiny / key)
@@ -118,6 +170,70 @@ def test_an_untrained_control_keeps_the_vision_encoder_alone(key, tiny):
             assert is_kept or not torch.equal(tensor, other[name])
             if control == "permuted":
                 assert torch.equal(tensor.flatten().sort().values, trained[name].flatten().sort().values)
+            if name.endswith("query_tokens"):  # of BLIP-2: zeros in a new model, so that all image tokens are the same
+                assert tensor.std() > 0
+
+
+def test_the_text_only_control_has_the_language_model_before_visual_training(tiny, own, tmp_path):
+    """And the trained projector; a checkpoint of another model is refused."""
+    key = "llava-1.5-7b"
+    trained, before = load_vlm(key, tiny / key), load_vlm(key, tiny / key)
+    config = LlamaConfig(**trained.model.config.text_config.to_dict() | {"vocab_size": 500})
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "lm")
+    use_text_only_language_model(before, tmp_path / "lm")
+    source = LlamaForCausalLM.from_pretrained(tmp_path / "lm").state_dict()
+    for name, tensor in before.model.state_dict().items():
+        short = name.replace("model.language_model.", "model.")
+        if "language_model" not in name and name != "lm_head.weight":
+            assert torch.equal(tensor, trained.model.state_dict()[name])
+            continue
+        assert torch.equal(tensor[: len(source[short])], source[short])
+        assert torch.equal(tensor[len(source[short]) :], trained.model.state_dict()[name][len(source[short]) :])
+    features = extract(tmp_path / "run", tiny / key, control="text_only", language_model=tmp_path / "lm", **own.args)
+    assert "untrained: text_only" in features.config["tags"]
+    config.hidden_size = 16
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "small")
+    with pytest.raises(UserError, match="use the language model that the VLM was made of"):
+        use_text_only_language_model(before, tmp_path / "small")
+    with pytest.raises(UserError, match="is no checkpoint of a language model"):
+        use_text_only_language_model(before, tmp_path)
+    with pytest.raises(UserError, match="--language-model DIR go together"):
+        extract(tmp_path / "none", tiny / key, control="text_only", **own.args)
+
+
+def test_pixels_are_a_baseline(own, tmp_path):
+    features = extract(tmp_path / "run", None, "pixels", **own.args)
+    rows = {row.example_id: values for row, values in zip(features.rows, all_of(features, "image"), strict=True)}
+    expected = torch.tensor([160, 10, 10]) / 255  # an image of one colour
+    assert torch.equal(rows["2.png"].view(256, 3), expected.expand(256, 3))
+    with pytest.raises(UserError, match="pixels is no vision-language model"):
+        extract(tmp_path / "layers", None, "pixels", layers=("all",), **own.args)
+
+
+def test_a_changed_manifest_neither_overwrites_features_nor_counts_removed_rows(own, tmp_path):
+    def run(*numbers):
+        own.rows = [{"image": f"{i}.png", "label": ["cat", "dog"][i % 2], "split": "test"} for i in numbers]
+        own.write()
+        features = extract(tmp_path / "run", None, "pixels", **own.args)
+        return {row.example_id: values for row, values in zip(features.rows, all_of(features, "image"), strict=True)}
+
+    for i in range(6):
+        Image.new("RGB", (30, 20), (40 * i, 10, 10)).save(own.folder / f"{i}.png")
+    red = lambda found: {i: round(float(values[0]) * 255 / 40) for i, values in found.items()}  # noqa: E731
+    assert red(run(2, 3)) == {"2.png": 2, "3.png": 3}
+    assert red(run(0, 1, 2, 3, 4, 5)) == {f"{i}.png": i for i in range(6)}  # rows in front of and behind the others
+    assert red(run(1, 3, 5)) == {"1.png": 1, "3.png": 3, "5.png": 5}
+
+
+def test_a_damaged_shard_is_named_and_computed_again(pair, tiny, tmp_path, capsys):
+    folder = shutil.copytree(pair[0] / "test", tmp_path / "test")
+    shard = next(folder.glob("features-*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match=f"The shard {shard} cannot be read"):
+        probe(pair, tmp_path, test=folder)
+    extract(folder, tiny / "llava-1.5-7b", split="test", **pair[1])
+    assert shard.read_bytes() == whole and f"{shard} cannot be read" in capsys.readouterr().err
 
 
 def test_features_of_a_control_are_not_those_of_the_model(pair, tiny, tmp_path):

@@ -9,12 +9,19 @@ import torch
 from conftest import noise, script
 from PIL import Image
 from test_families import FAMILIES
+from test_features import extract
 from test_ranking import NAMES, QUESTION, two_images
 
 from vlmclassifier import load_vlm
 from vlmclassifier.ranking import Ranker
 from vlmclassifier.ranking.lens import FINAL_NORMS, lens_log_probs
-from vlmclassifier.ranking.patching import POSITIONS, draw_donors, patched_log_probs
+from vlmclassifier.ranking.patching import (
+    POSITIONS,
+    draw_donors,
+    patched_log_probs,
+    prompt_lengths,
+    run_donors,
+)
 from vlmclassifier.ranking.ranker import root_log_probs
 from vlmclassifier.records import UserError
 from vlmclassifier.runs.vectors import read_values
@@ -56,10 +63,11 @@ def test_patching_is_the_identity_or_the_donor_where_it_must_be(key, tiny):
     ranker = Ranker(load_vlm(key, tiny / key), NAMES, QUESTION)
     recipients, donors = (ranker.prepare([noise((64, 64), seed)]) for seed in (0, 1))
     own, others = ranker.log_probs(recipients), ranker.log_probs(donors)
+    itself, donors = run_donors(ranker, recipients), run_donors(ranker, donors)
     layers = len(ranker.decoder.decoder.layers)
     for layer in range(layers + 1):
         for positions in POSITIONS:
-            same = patched_log_probs(ranker, recipients, recipients, layer, positions)
+            same = patched_log_probs(ranker, recipients, itself, layer, positions)
             assert np.abs(same - own).max() <= 2e-5, (layer, positions)
     assert np.abs(own - others).max() > 0.01
     assert np.abs(patched_log_probs(ranker, recipients, donors, 0, "all") - others).max() <= 2e-5
@@ -67,7 +75,7 @@ def test_patching_is_the_identity_or_the_donor_where_it_must_be(key, tiny):
     assert np.abs(patched_log_probs(ranker, recipients, donors, 0, "text") - own).max() <= 2e-5
     last = patched_log_probs(ranker, recipients, donors, layers, "last")
     first = {}  # the log-probability of a name's first token
-    for name, batch in (("donor", donors), ("recipient", recipients)):
+    for name, batch in (("donor", donors.batch), ("recipient", recipients)):
         first[name] = root_log_probs(ranker.trie, ranker.prefill(batch))[0]  # [edges]
     place = {node: number for number, node in enumerate(ranker.trie.children(np.zeros(1, dtype=int))[0].tolist())}
     for name, node in enumerate(ranker.trie.name_node):
@@ -75,9 +83,9 @@ def test_patching_is_the_identity_or_the_donor_where_it_must_be(key, tiny):
         rest = own[0, name] - first["recipient"][edge]  # later tokens read the recipient's cache
         assert abs(last[0, name] - first["donor"][edge] - rest) <= 5e-5
     other_size = ranker.prepare([noise((200, 64), 2)])
-    if not torch.equal(other_size.inputs["input_ids"], recipients.inputs["input_ids"]):
+    if prompt_lengths(other_size) != prompt_lengths(recipients):
         with pytest.raises(UserError, match="equally many tokens"):
-            patched_log_probs(ranker, recipients, other_size, 0, "all")
+            patched_log_probs(ranker, recipients, run_donors(ranker, other_size), 0, "all")
     decoder = ranker.decoder.decoder
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in (decoder, *decoder.layers))
 
@@ -129,9 +137,77 @@ def test_the_script_patches_pairs(tiny, own, tmp_path, monkeypatch):
 
 def test_donors_have_another_top_name_and_depend_on_the_image_alone():
     ids, labels, tops = [f"{i}.png" for i in range(20)], list("aabb" * 5), [i % 3 for i in range(20)]
+    lengths = [5] * 12 + [6] * 8
     for same_class in (False, True):
-        donors = draw_donors(ids, labels, tops, same_class, seed=0)
+        donors = draw_donors(ids, labels, tops, lengths, same_class, seed=0)
         for number, donor in enumerate(donors):
             assert tops[donor] != tops[number] and (labels[donor] == labels[number]) == same_class
-        assert donors != draw_donors(ids, labels, tops, same_class, seed=1)
-    assert draw_donors(["a", "b"], ["x", "x"], [0, 0], True, 0) == [None, None]
+            assert lengths[donor] == lengths[number]
+        assert donors != draw_donors(ids, labels, tops, lengths, same_class, seed=1)
+    assert draw_donors(["a", "b"], ["x", "x"], [0, 0], [9, 9], True, 0) == [None, None]
+    assert draw_donors(["a", "b"], ["x", "x"], [0, 1], [9, 8], True, 0) == [None, None]
+
+
+def test_images_of_other_shapes_are_no_pair(tiny):
+    """Also where the number of tokens is the same: 2 x 8 patches and 8 x 2."""
+    ranker = Ranker(load_vlm("qwen2.5-vl-7b", tiny / "qwen2.5-vl-7b"), NAMES, QUESTION)
+    wide, high = (ranker.prepare([noise(size)]) for size in ((112, 28), (28, 112)))
+    assert torch.equal(wide.inputs["input_ids"], high.inputs["input_ids"])
+    assert prompt_lengths(wide) != prompt_lengths(high)
+    with pytest.raises(UserError, match="equally many tokens"):
+        patched_log_probs(ranker, wide, run_donors(ranker, high), 0, "all")
+
+
+def test_patching_leaves_the_layers_below_alone(tiny):
+    """Qwen3-VL adds image features behind its first two layers: a donor's only from the patched layer on."""
+    ranker = Ranker(load_vlm("qwen3-vl-8b", tiny / "qwen3-vl-8b"), NAMES, QUESTION)
+    recipients, donors = (ranker.prepare([noise((64, 64), seed)]) for seed in (0, 1))
+    seen = []  # what the second layer reads
+    layer = ranker.decoder.decoder.layers[1]
+    handle = layer.register_forward_pre_hook(
+        lambda module, arguments, options: seen.append(options.get("hidden_states", *arguments[:1])), with_kwargs=True
+    )
+    run_donors(ranker, recipients)
+    donors = run_donors(ranker, donors)
+    own, others = seen
+    for number in (1, 2):
+        seen.clear()
+        patched_log_probs(ranker, recipients, donors, number, "all")
+        assert torch.equal(seen[0], others if number == 1 else own)
+    handle.remove()
+    assert len(donors.deepstack) == 2 and not torch.equal(own, others)
+
+
+def test_attention_heads_stand_beside_a_probe_and_tip_adapter(tiny, own, tmp_path, capsys):
+    own.rows = [{"image": f"{i}.png", "label": ["cat", "dog"][i % 2], "split": "train" if i < 12 else "test"}
+                for i in range(20)]  # fmt: skip
+    for i in range(20):
+        colour = (200, 30 + i, 20) if i % 2 else (20, 30 + i, 200)
+        Image.new("RGB", (40, 40), colour).save(own.folder / f"{i}.png")
+    own.write()
+    for model, more in (("llava-1.5-7b", {"heads": True}), ("clip-vit-l-336", {})):
+        for split in ("train", "test"):
+            extract(tmp_path / f"{model}-{split}", tiny / model, model, split=split, **more, **own.args)
+    module = script("feature_analysis/locate.py")
+    folders = {
+        "train": tmp_path / "llava-1.5-7b-train",
+        "test": tmp_path / "llava-1.5-7b-test",
+        "clip_train": tmp_path / "clip-vit-l-336-train",
+        "clip_test": tmp_path / "clip-vit-l-336-test",
+    }
+    module.main(module.Args(what="heads", shots=4, out=tmp_path / "runs" / "h", **folders))
+    printed = capsys.readouterr().out
+    for setting in (
+        "heads_1-4_shots",
+        "heads_all-4_shots",
+        "last_token-logistic-4_shots",
+        "linear-tip_adapter-4_shots",
+    ):
+        assert f"{setting}, mine: accuracy 100.0%" in printed, setting
+    table = script("feature_analysis/table.py")
+    table.main(table.Args(outputs=tmp_path / "runs"))
+    assert "heads_1-4_shots" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no attention heads: extract its features with --heads"):
+        module.main(module.Args(what="heads", train=folders["clip_train"], test=folders["clip_test"]))
+    with pytest.raises(UserError, match="needs --train and --test"):
+        module.main(module.Args(what="heads", train=folders["clip_train"]))

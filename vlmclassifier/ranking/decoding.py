@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from vlmclassifier.vlm import VLM
-from vlmclassifier.vlm.hidden import innermost_decoder
+from vlmclassifier.vlm.parts import innermost_decoder
 
 SPARE_TOKENS = 256  # tree tokens by which a cache buffer grows, at least
 LOGITS_PER_SLICE = 2**22  # logits that are kept in float32 at a time

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlmclassifier.ranking.ranker import Ranker, run_nodes
+from vlmclassifier.ranking.ranker import Ranker
 from vlmclassifier.records import UserError
 
 FINAL_NORMS = ("norm", "final_layer_norm")  # what families call the decoder's last norm
@@ -28,36 +28,29 @@ def lens_log_probs(ranker: Ranker, images: Sequence[Image.Image]) -> np.ndarray:
     norm = next(getattr(decoder, name) for name in FINAL_NORMS if getattr(decoder, name, None) is not None)
     count = len(decoder.layers)
     node_log_probs = np.zeros((count, len(images), trie.size), dtype=np.float32)  # [layers, images, nodes]
+    root = np.zeros(1, dtype=int)
     with layer_outputs(decoder) as outputs:
         cache = ranker.prefill(ranker.prepare(images))
-        read_nodes(ranker, norm, [states[:, -1:] for states in outputs], np.zeros(1, dtype=int), node_log_probs)
-        cached_nodes = np.zeros(0, dtype=int)
-        for ancestors, nodes in trie.chunks(ranker.chunk):
-            kept = np.flatnonzero(np.isin(cached_nodes, ancestors))
-            cache.keep_tree_tokens(torch.as_tensor(kept, device=cache.mask.device))
-            cached_nodes = np.concatenate([cached_nodes[kept], nodes])
+        read_layers(ranker, norm, root, [states[:, -1:] for states in outputs], node_log_probs)
+        outputs.clear()
+        for nodes, _ in ranker.tree_states(cache):
+            read_layers(ranker, norm, nodes, outputs, node_log_probs)
             outputs.clear()
-            run_nodes(ranker, cache, nodes[None], cached_nodes[None])
-            read_nodes(ranker, norm, outputs, nodes, node_log_probs)
     sums = np.stack([trie.path_sums(values) for values in node_log_probs]).astype(np.float32)
     return ranker.checked(sums.swapaxes(0, 1)).swapaxes(0, 1)
 
 
 @torch.inference_mode()
-def read_nodes(
-    ranker: Ranker, norm: nn.Module, outputs: Sequence[Tensor], nodes: np.ndarray, node_log_probs: np.ndarray
+def read_layers(
+    ranker: Ranker, norm: nn.Module, nodes: np.ndarray, outputs: Sequence[Tensor], node_log_probs: np.ndarray
 ) -> None:  # fmt: skip
     """Fill in the log-probabilities [layers, images, nodes] of the children of some nodes.
 
     `outputs`: states [images, nodes given, width] of every layer, before the final norm.
     """
-    children, parent_index = ranker.trie.children(nodes)  # both [edges]
     for layer, states in enumerate(outputs):
-        images = len(states)
-        rows = len(nodes) * np.arange(images)[:, None] + parent_index  # [images, edges]
-        tokens = np.broadcast_to(ranker.trie.target_ids[children], rows.shape)
-        values = ranker.edge_log_probs(norm(states).flatten(0, 1), rows, tokens)
-        node_log_probs[layer][:, children] = values.reshape(rows.shape)
+        children, log_probs = ranker.children_log_probs(nodes, norm(states))
+        node_log_probs[layer][:, children] = log_probs
 
 
 @contextmanager

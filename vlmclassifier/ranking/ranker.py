@@ -1,6 +1,6 @@
 """log p(class name | image, prompt) of all names in one pass, or of the k best names alone (paper, section 3.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -306,17 +306,26 @@ class Ranker:
         result = np.zeros((images, trie.size), dtype=np.float32)
         children, _ = trie.children(np.zeros(1, dtype=int))
         result[:, children] = root_log_probs(trie, prompt_cache)
+        for nodes, states in self.tree_states(prompt_cache):
+            children, log_probs = self.children_log_probs(nodes, states)
+            result[:, children] = log_probs
+        return result
+
+    def tree_states(self, prompt_cache: PromptCache) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Run every inner node once: nodes [new] and their hidden states [images, new, width], chunk by chunk."""
         cached_nodes = np.zeros(0, dtype=int)  # [tree] the tree nodes in the cache
-        for ancestors, nodes in trie.chunks(self.chunk):
+        for ancestors, nodes in self.trie.chunks(self.chunk):
             kept = np.flatnonzero(np.isin(cached_nodes, ancestors))
             prompt_cache.keep_tree_tokens(torch.as_tensor(kept, device=prompt_cache.mask.device))
             cached_nodes = np.concatenate([cached_nodes[kept], nodes])
-            states = run_nodes(self, prompt_cache, nodes[None], cached_nodes[None])  # [images, new, width]
-            children, parent_index = trie.children(nodes)  # both [edges]
-            rows = len(nodes) * np.arange(images)[:, None] + parent_index  # [images, edges]
-            tokens = np.broadcast_to(trie.target_ids[children], rows.shape)
-            result[:, children] = self.edge_log_probs(states.flatten(0, 1), rows, tokens).reshape(rows.shape)
-        return result
+            yield nodes, run_nodes(self, prompt_cache, nodes[None], cached_nodes[None])
+
+    def children_log_probs(self, nodes: np.ndarray, states: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The children [edges] of nodes [new], and their log-probabilities [images, edges] after the nodes' states."""
+        children, parent_index = self.trie.children(nodes)  # both [edges]
+        rows = len(nodes) * np.arange(len(states))[:, None] + parent_index  # [images, edges]
+        tokens = np.broadcast_to(self.trie.target_ids[children], rows.shape)
+        return children, self.edge_log_probs(states.flatten(0, 1), rows, tokens).reshape(rows.shape)
 
     def edge_log_probs(self, states: Tensor, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Log-probabilities [edges] of tokens after the hidden states [states, width] in these rows.

@@ -289,4 +289,4 @@ class Features:
         if not (self.folder / CONSTANTS).exists():
             return None
         with open_shard(self.folder / CONSTANTS) as stored:
-            return stored.get_tensor(name)
+            return stored.get_tensor(name) if name in stored.keys() else None  # noqa: SIM118 - it is no dict

@@ -5,22 +5,25 @@ paper has no such control).
 """
 
 import hashlib
+from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from vlmclassifier.records import UserError, first_line
 from vlmclassifier.vlm.model import VLM
+from vlmclassifier.vlm.parts import innermost_decoder, is_vision_encoder
 
-CONTROLS = ("random", "permuted")
-VISION_PARTS = ("vision_tower", "vision_model", "visual")  # names of vision encoders in the families of transformers
-PROJECTOR_PART = "merger"  # in the name of a projector that stands within the vision part (Qwen-VL)
+CONTROLS = ("random", "permuted", "text_only")
+INITIALISER_RANGE = 0.02  # of transformers' models, where their configuration has none
 
 
 def untrain(vlm: VLM, control: str, seed: int) -> None:
     """Replace the weights of language model and projector; the vision encoder keeps its own.
 
     "random": the library's initialisation of a new model. "permuted": the trained entries of every matrix in a random
-    order, so that the scales stay. Depends on the seed, and for "permuted" on the parameter's name.
+    order, so that the scales stay. Depends on the seed and on the parameter's name.
     """
     fresh = {}
     if control == "random":
@@ -31,16 +34,53 @@ def untrain(vlm: VLM, control: str, seed: int) -> None:
         for name, parameter in vlm.model.named_parameters():
             if is_vision_encoder(name):
                 continue
+            generator = _generator(seed, name)
             if control == "random":
-                parameter.copy_(fresh[name])
+                values = fresh[name]
+                if values.ndim >= 2 and not values.any():  # BLIP-2's query tokens: all image tokens would be the same
+                    deviation = getattr(vlm.model.config, "initializer_range", None) or INITIALISER_RANGE
+                    values = torch.randn(values.shape, generator=generator) * deviation
+                parameter.copy_(values)
             elif parameter.ndim >= 2:
-                digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
-def is_vision_encoder(parameter: str) -> bool:
-    """Whether a parameter, by its name, belongs to the vision encoder and not to projector or language model."""
-    parts = parameter.split(".")
-    return any(part in VISION_PARTS for part in parts) and PROJECTOR_PART not in parameter
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def use_text_only_language_model(vlm: VLM, folder: Path) -> None:
+    """Give the VLM a language model as it was before visual training; the projector keeps its trained weights.
+
+    `folder`: a checkpoint of the language model alone, such as Vicuna's for LLaVA-1.5. Tokens that the VLM has beyond
+    its vocabulary keep their embeddings. Raises UserError for a folder of another architecture.
+    """
+    try:
+        source = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} is no checkpoint of a language model ({first_line(error)}): fix --language-model."
+        ) from None
+    pairs = [(innermost_decoder(vlm.model), innermost_decoder(source))]
+    pairs.append((vlm.model.get_output_embeddings(), source.get_output_embeddings()))
+    with torch.no_grad():
+        for target_module, source_module in pairs:
+            targets, values = dict(target_module.named_parameters()), dict(source_module.named_parameters())
+            if set(targets) != set(values):
+                name = sorted(set(targets) ^ set(values))[0]
+                raise UserError(f"{folder} is another architecture than {vlm.spec.key}'s language model: only one of "
+                                f"them has {name}; fix --language-model.")  # fmt: skip
+            for name, target in targets.items():
+                _copy_rows(target, values[name], f"{folder}: {name}")
+
+
+def _copy_rows(target: Tensor, values: Tensor, what: str) -> None:
+    """Copy a tensor; of embeddings the target may have more rows."""
+    if target.shape[1:] != values.shape[1:] or len(target) < len(values):
+        raise UserError(
+            f"{what} has the shape {tuple(values.shape)}, the VLM's language model {tuple(target.shape)}: use the "
+            "language model that the VLM was made of."
+        )
+    target[: len(values)] = values.to(target)
