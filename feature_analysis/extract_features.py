@@ -95,7 +95,8 @@ def main(args: Args) -> None:
                    "layers": list(args.layers), "heads": args.heads}  # fmt: skip
     if args.control:
         source = f"{fingerprint(args.language_model)}" if args.language_model else f"seed {args.seed}"
-        options |= {"control": f"{args.control}, {source}", "tags": [f"untrained: {args.control}"]}
+        tag = f"untrained: {args.control}" + (f" (seed {args.seed})" if args.seed else "")
+        options |= {"control": f"{args.control}, {source}", "tags": [tag]}
     config = run_config(
         "extract_features", "features", spec, task, args.limit, checkpoint=checkpoint,
         default_dtype=resolve_dtype("auto", device), dtype=resolve_dtype(args.dtype, device), **options,

@@ -3,11 +3,14 @@
     python feature_analysis/mini_study.py --root outputs/plane_figures/seed-0
     python feature_analysis/mini_study.py --root outputs/my/seed-0 --benchmark my.jsonl --classes my.json
 
-Probes (logistic regression) on the last token of ROOT/checkpoints/vlm, of the same model with an untrained language
-model and projector, and on CLIP's image feature. The best training-free method comes from
-inference_analysis/mini_study.py. Writes ROOT/feature_analysis/findings.csv beside its runs.
+Probes (logistic regression) on the last token of ROOT/checkpoints/vlm and on CLIP's image feature, and on the controls:
+the VLM with language model and projector untrained (five draws) or permuted, the VLM with its language model before
+visual training, and pixels. Beside them the map of every layer, by the nearest class mean, of the VLM and of one
+untrained control. The best training-free method comes from inference_analysis/mini_study.py. Writes
+ROOT/feature_analysis/findings.csv beside its runs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +30,15 @@ from vlmclassifier.mini.findings import (
     without_paper,
     write_findings,
 )
-from vlmclassifier.mini.study import CLIP, VLM, Hits, StudyArgs, common_images, read_hits, values
+from vlmclassifier.mini.study import CLIP, VLM, Hits, StudyArgs, common_images, map_in_processes, read_hits, values
 from vlmclassifier.records import UserError
 from vlmclassifier.scoring.statistics import paired_difference
 
 paper = partial(paper_number, Path(__file__).parent / "paper.csv", "table3")
-FEATURES = {"vlm": "last_token", "random": "last_token", "permuted": "last_token", "clip": "image"}
-SETTINGS = {"vlm": "last_token", "random": "last_token", "permuted": "last_token", "clip": "linear"}
+MODELS = {"clip": CLIP, "pixels": extract_features.PIXELS}  # of a probe by its name; the others are the VLM
+FEATURES = {"clip": "image", "pixels": "image"}  # the last token of the others
+SETTINGS = {"clip": probe.PAPERS_CLIP_SETTING, "pixels": "image"}
+MAPPED = ("vlm", "random_0")  # probes on every layer too
 BEST_METHOD = "best training-free method, chosen on train images"  # a row of inference_analysis/findings.csv
 
 
@@ -43,19 +48,19 @@ class Args(StudyArgs):
 
     train: int = 1920
     """Number of train images that the probes are trained on."""
+    draws: int = 5
+    """Random initialisations of the untrained control."""
 
 
 def main(args: Args) -> None:
     """Extract and probe what is not there yet, then derive the findings from the saved answers."""
-    cli.check_positive(limit=args.limit, train=args.train, batch_size=args.batch_size)
-    out = args.root / "feature_analysis"
+    cli.check_positive(limit=args.limit, train=args.train, batch_size=args.batch_size, draws=args.draws)
     best = best_training_free(args.root)
-    hits: dict[str, Hits] = {}
-    for name in FEATURES:
-        folders = [extract(args, out, name, split) for split in ("train", "test")]
-        probe.main(probe.Args(*folders, (FEATURES[name],), ("logistic",), out=out / f"{name}-probe"))
-        hits[name] = read_hits(out / f"{name}-probe-{SETTINGS[name]}-logistic")
-    findings = without_paper(probes(common_images(hits), best), args.benchmark)
+    names = ["vlm", *(f"random_{draw}" for draw in range(args.draws)), "permuted_0", "text_only", "clip", "pixels"]
+    map_in_processes(extract_and_probe, [(args, name) for name in names])
+    out = args.root / "feature_analysis"
+    hits = {name: read_hits(out / f"{name}-probe-{SETTINGS.get(name, 'last_token')}-logistic") for name in names}
+    findings = without_paper(probes(common_images(hits), best, args.draws), args.benchmark)
     write_findings(findings, out / "findings.csv")
     print(f"\n{readable(findings)}\n\nWritten: {out / 'findings.csv'}. "
           f"Next: python feature_analysis/table.py --outputs {out}")  # fmt: skip
@@ -64,23 +69,36 @@ def main(args: Args) -> None:
 def best_training_free(root: Path) -> Finding:
     """The accuracy of the best training-free method. Raises UserError where that section has not run."""
     file = root / "inference_analysis" / "findings.csv"
-    if not file.exists():
-        raise UserError(f"{file} does not exist: run inference_analysis/mini_study.py first.")
-    return next(row for row in read_findings(file) if row.metric == BEST_METHOD)
+    found = [row for row in read_findings(file) if row.metric == BEST_METHOD] if file.exists() else []
+    if not found:
+        raise UserError(f"{file} has no {BEST_METHOD!r}: run inference_analysis/mini_study.py first.")
+    return found[0]
 
 
-def extract(args: Args, out: Path, name: str, split: str) -> Path:
-    """Extract the features of one model and split. Returns their folder."""
-    folder, checkpoint = out / f"{name}-features-{split}", "clip" if name == "clip" else "vlm"
-    extract_features.main(extract_features.Args(
-        CLIP if name == "clip" else VLM, args.root / "checkpoints" / checkpoint, split=split, out=folder,
-        limit=args.train if split == "train" else args.limit,
-        control=name if name in ("random", "permuted") else None, **args.script_args(),
-    ))  # fmt: skip
-    return folder
+def extract_and_probe(job: tuple[Args, str]) -> None:
+    """Extract the features of both splits and probe them. `job`: the arguments, and the name of the probe."""
+    args, name = job
+    out = args.root / "feature_analysis"
+    control, _, seed = name.partition("_") if name.startswith(("random", "permuted")) else (name, "", "0")
+    is_control = control in ("random", "permuted", "text_only")
+    folders = {split: out / f"{name}-features-{split}" for split in ("train", "test")}
+    checkpoints = args.root / "checkpoints"
+    for split, folder in folders.items():
+        extract_features.main(extract_features.Args(
+            MODELS.get(name, VLM), None if name == "pixels" else checkpoints / ("clip" if name == "clip" else "vlm"),
+            split=split, out=folder, limit=args.train if split == "train" else args.limit,
+            layers=("all",) if name in MAPPED else ("last",), control=control if is_control else None, seed=int(seed),
+            language_model=checkpoints / "lm" if name == "text_only" else None, **args.script_args(),
+        ))  # fmt: skip
+    settings = probe.Args(folders["train"], folders["test"], (FEATURES.get(name, "last_token"),), ("logistic",),
+                          out=out / f"{name}-probe")  # fmt: skip
+    probe.main(settings)
+    if name in MAPPED:
+        settings.features, settings.method = ("layers",), ("centroid",)
+        probe.main(settings)
 
 
-def probes(hits: dict[str, Hits], best: Finding) -> list[Finding]:
+def probes(hits: dict[str, Hits], best: Finding, draws: int) -> list[Finding]:
     """F3: the probe is above the best training-free method, near CLIP's, and above an untrained control."""
     vlm, clip = values(hits["vlm"]), values(hits["clip"])
     row = accuracy("F3", "probe on the VLM's last token", vlm, paper("LLaVA1.5-7B", "last_token"))
@@ -92,13 +110,26 @@ def probes(hits: dict[str, Hits], best: Finding) -> list[Finding]:
         Finding("F3", "probe above the best training-free method", row.value - best.value, row.low - best.high,
                 row.high - best.low, row.n, None, verdict(row.low > best.high)),
     ]  # fmt: skip
-    for control in ("random", "permuted"):
-        untrained = values(hits[control])
+    random = mean([values(hits[f"random_{draw}"]) for draw in range(draws)])
+    controls = {
+        f"random, mean of {draws} draws": random, "permuted": mean([values(hits["permuted_0"])]),
+    }  # fmt: skip
+    for name, untrained in controls.items():
         gain = paired_difference(vlm, untrained)
         passed = "holds" if gain.low > 0 else "holds, but is passed through"
-        rows.append(accuracy("F3", f"probe on an untrained control, {control}", untrained))
-        rows.append(finding("F3", f"VLM's probe minus the untrained control, {control}", gain, None, passed))
+        rows.append(
+            finding("F3", f"probe on an untrained control, {name}", paired_difference(untrained, [0] * len(vlm)))
+        )
+        rows.append(finding("F3", f"VLM's probe minus the untrained control, {name}", gain, None, passed))
+    for name, words in (("text_only", "the language model before visual training"), ("pixels", "pixels, 16 x 16")):
+        rows.append(accuracy("F3", f"probe on {words}", values(hits[name])))
+        rows.append(finding("F3", f"VLM's probe minus {words}", paired_difference(vlm, values(hits[name]))))
     return rows
+
+
+def mean(hits: Sequence[Sequence[bool]]) -> list[float]:
+    """The share of draws that is right for each image."""
+    return [sum(of_image) / len(hits) for of_image in zip(*hits, strict=True)]
 
 
 if __name__ == "__main__":

@@ -263,7 +263,7 @@ def epochs_of(args: Args, test: Features) -> int:
 
 
 def is_clip(features: Features) -> bool:
-    """Whether the features are a CLIP model's."""
+    """Whether the features are a CLIP model's, or pixels'."""
     return "wording" not in features.config
 
 
@@ -290,7 +290,7 @@ def probe_tags(args: Args, train: Features, setting: str) -> list[str]:
 def run_of(args: Args, train: Features, test: Features, setting: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a probe's run, and its configuration without what was chosen."""
     if is_clip(train):
-        setting = setting.replace("image", PAPERS_CLIP_SETTING, 1)
+        setting = setting if train.config["model"] == "pixels" else setting.replace("image", PAPERS_CLIP_SETTING, 1)
     elif not setting.startswith("position_") and (name := other_template(train.config)):
         setting += f"-{name}"
     keys = (*SAME_KEYS, "verified", "split", "limit", "manifest", "tags")
@@ -312,6 +312,8 @@ def is_finished(args: Args, train: Features, test: Features, setting: str) -> bo
 
 def write_run(args: Args, train: Features, test: Features, answer: Answer) -> None:
     """Write the answers of a probe as a finished run, and print its scores."""
+    from tqdm import tqdm
+
     folder, config = run_of(args, train, test, answer.setting)
     config["chosen"] = answer.result.choice
     names = config["classes"]
@@ -326,8 +328,9 @@ def write_run(args: Args, train: Features, test: Features, answer: Answer) -> No
     rows = run.finish()
     score = score_run(folder, rows).scores[0]
     model, interval = label(score.model, ", ".join(score.tags)), f"[{score.low:.1f}, {score.high:.1f}]"
-    print(f"{model}, {score.setting}, {score.dataset}: accuracy {score.value:.1f}% {interval}, n={score.n} "
-          f"({answer.result.choice}). Run: {folder}. Next: python feature_analysis/table.py")  # fmt: skip
+    # Not `print`: a progress bar may be on the screen.
+    tqdm.write(f"{model}, {score.setting}, {score.dataset}: accuracy {score.value:.1f}% {interval}, n={score.n} "
+               f"({answer.result.choice}). Run: {folder}. Next: python feature_analysis/table.py")  # fmt: skip
 
 
 if __name__ == "__main__":

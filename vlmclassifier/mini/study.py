@@ -94,12 +94,18 @@ def ranking_run(root: Path, split: str = "test") -> Path:
 
 def in_processes(work: Callable[[Any], None], jobs: Any) -> None:
     """Call `work(jobs)` in PROCESSES processes, which divide the jobs among themselves through the run folders."""
+    map_in_processes(work, [jobs] * PROCESSES)
+
+
+def map_in_processes(work: Callable[[Any], None], jobs: Sequence[Any]) -> None:
+    """Call `work(job)` for every job, in PROCESSES processes; the first jobs begin first."""
     if PROCESSES == 1:
-        work(jobs)
+        for job in jobs:
+            work(job)
         return
     context = cli.worker_context("vlmclassifier.clip", "vlmclassifier.ranking.ranker", "vlmclassifier.vlm")
     with ProcessPoolExecutor(PROCESSES, context, initializer=cli.use_one_core) as pool:
-        list(pool.map(work, [jobs] * PROCESSES))
+        list(pool.map(work, jobs))
 
 
 def read_hits(run: Path) -> Hits:

@@ -8,7 +8,7 @@ from vlmclassifier.probing.data import ROWS, ProbeData, ProbeResult, Scale
 from vlmclassifier.runs.features import Matrix
 
 REGULARISATIONS = (1e-4, 1e-3, 0.01, 0.1, 1.0)  # C of the logistic regression
-ITERATIONS, TOLERANCE = 200, 1e-4  # of L-BFGS; the largest entry of the gradient of the mean loss
+ITERATIONS, TOLERANCE = 200, 3e-4  # of L-BFGS; the largest entry of the gradient of the mean loss
 NEIGHBOURS = (1, 5, 10, 20)
 SHARPNESS, RESIDUAL = (1.0, 3.0, 5.5, 8.0), (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # beta and alpha of Tip-Adapter
 CLIP_SCALE = 100.0  # of CLIP's logits
