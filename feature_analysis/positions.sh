@@ -26,8 +26,8 @@ for benchmark in "${BENCHMARKS[@]}"; do
         run "$model/$benchmark/test" "${extract[@]}" ${SPLIT:+--split "$SPLIT"} ${LIMIT:+--limit "$LIMIT"} \
             --out "$home/$model-$benchmark-positions-test"
         run "$model/$benchmark/probe" feature_analysis/probe.py --train "$home/$model-$benchmark-positions-train" \
-            --test "$home/$model-$benchmark-positions-test" --features "${POSITIONS[@]/#/position_}" \
-            --out "$home/$model-$benchmark-probe" ${EPOCHS:+--epochs "$EPOCHS"}
+            --test "$home/$model-$benchmark-positions-test" --features avg_token "${POSITIONS[@]/#/position_}" \
+            --out "$home/$model-$benchmark-positions-probe" ${EPOCHS:+--epochs "$EPOCHS"}
     done
 done
 finish feature_analysis/table.py

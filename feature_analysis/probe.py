@@ -17,6 +17,7 @@ not computed again.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ METHODS = ("paper", "grid", "logistic", "neighbours", "centroid", "tip_adapter")
 EPOCHS = {"imagenet": 100}  # of the paper's probe; 500 elsewhere
 CLIP_EPOCHS = {"imagenet": 40}  # of the paper's probe on CLIP's features; 300 elsewhere (Table 3, right)
 SAME_KEYS = ("model", "checkpoint", "control", "dtype", "template", "wording", "benchmark", "data_root", "classes")
+ROWS_KEYS = ("train_rows", "test_rows")  # hashes of the images that a probe is trained on and classifies
 PAPERS_CLIP_SETTING = "linear"  # what the paper's table calls the probe on CLIP's image feature
 HELD_OUT_SEED = 0  # the held-out rows are the same for every seed, so that seeds can be trained together
 
@@ -301,13 +303,16 @@ def run_of(args: Args, train: Features, test: Features, setting: str) -> tuple[P
     return folder, config
 
 
+def differences(folder: Path, config: dict[str, Any]) -> set[str]:
+    """The keys in which a run folder's configuration differs from another, what was chosen apart."""
+    return set(differing_keys(read_record(folder)["config"], config)) - {"chosen"}
+
+
 def is_finished(args: Args, train: Features, test: Features, setting: str) -> bool:
     """Whether this very run is finished, whatever it has chosen."""
     folder, config = run_of(args, train, test, setting)
-    if not (folder / "run.json").exists():
-        return False
-    record = read_record(folder)
-    return bool(record["finished"]) and set(differing_keys(record["config"], config)) <= {"chosen"}
+    exists = (folder / "run.json").exists()
+    return exists and bool(read_record(folder)["finished"]) and not differences(folder, config)
 
 
 def write_run(args: Args, train: Features, test: Features, answer: Answer) -> None:
@@ -315,6 +320,9 @@ def write_run(args: Args, train: Features, test: Features, answer: Answer) -> No
     from tqdm import tqdm
 
     folder, config = run_of(args, train, test, answer.setting)
+    if (folder / "run.json").exists() and {*ROWS_KEYS} >= differences(folder, config) > set():
+        tqdm.write(f"Other images than in {folder}: its probe is replaced.")  # it was computed from stored features
+        shutil.rmtree(folder)
     config["chosen"] = answer.result.choice
     names = config["classes"]
     first = first_index(names)  # equal names stand for the first, as in every accuracy by class index

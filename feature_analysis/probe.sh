@@ -3,7 +3,8 @@
 #   bash feature_analysis/probe.sh
 #   MODELS="llava-1.5-7b clip-vit-l-336" BENCHMARKS="flowers" bash feature_analysis/probe.sh
 # Settings: MODELS, BENCHMARKS, LIMIT (test images), TRAIN (train images; default: all), SPLIT, BATCH_SIZE, EPOCHS, METHODS
-# (of probe.py: paper logistic neighbours centroid), OUTPUTS, PYTHON.
+# (of probe.py: paper grid logistic neighbours centroid), OUTPUTS, PYTHON. LLaVA-1.5-7B is run with both of its prompt
+# templates; the table says which one matches the paper.
 set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
@@ -19,17 +20,20 @@ home=$VLMCLASSIFIER_OUTPUTS/feature_analysis
 for benchmark in "${BENCHMARKS[@]}"; do
     for model in "${ROWS[@]}"; do
         is_selected "$model" || continue
-        extract=(feature_analysis/extract_features.py --model "$model" --benchmark "$benchmark"
-            ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"})
-        run "$model/$benchmark/train" "${extract[@]}" --split train ${TRAIN:+--limit "$TRAIN"} \
-            --out "$home/$model-$benchmark-features-train"
-        run "$model/$benchmark/test" "${extract[@]}" ${SPLIT:+--split "$SPLIT"} ${LIMIT:+--limit "$LIMIT"} \
-            --out "$home/$model-$benchmark-features-test"
         features=(last_token avg_token)
         [[ " ${CLIPS[*]} " != *" $model "* ]] || features=(image)
-        run "$model/$benchmark/probe" feature_analysis/probe.py --train "$home/$model-$benchmark-features-train" \
-            --test "$home/$model-$benchmark-features-test" --features "${features[@]}" --method "${METHODS[@]}" \
-            ${EPOCHS:+--epochs "$EPOCHS"}
+        templates=("")
+        [ "$model" != llava-1.5-7b ] || templates=("" llava-v1)  # the paper does not say which one its probes read
+        for template in "${templates[@]}"; do
+            extract=(feature_analysis/extract_features.py --model "$model" --benchmark "$benchmark"
+                ${template:+--template "$template"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"})
+            name=$model-$benchmark-features${template:+-$template}
+            run "$name/train" "${extract[@]}" --split train ${TRAIN:+--limit "$TRAIN"} --out "$home/$name-train"
+            run "$name/test" "${extract[@]}" ${SPLIT:+--split "$SPLIT"} ${LIMIT:+--limit "$LIMIT"} \
+                --out "$home/$name-test"
+            run "$name/probe" feature_analysis/probe.py --train "$home/$name-train" --test "$home/$name-test" \
+                --features "${features[@]}" --method "${METHODS[@]}" ${EPOCHS:+--epochs "$EPOCHS"}
+        done
     done
 done
 finish feature_analysis/table.py

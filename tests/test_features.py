@@ -353,7 +353,7 @@ def test_the_papers_probe_chooses_its_epoch_on_held_out_rows():
     assert probing.paper_probes([alone], truth, 2)[0][0].held_out is None
 
 
-def test_probes_equal_scikit_learn():
+def test_probes_equal_scikit_learn(monkeypatch):
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
@@ -364,6 +364,7 @@ def test_probes_equal_scikit_learn():
     scaler = StandardScaler().fit(features)
     expected = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(scaler.transform(features), labels)
     scale = Scale.of(Matrix.of(features))
+    monkeypatch.setattr("vlmclassifier.probing.classifiers.TOLERANCE", 1e-6)
     weight, bias = probing.fit_logistic(Matrix.of(features), labels, 5, 0.1, scale)
     assert torch.equal(scale(features)[:, 0], torch.zeros(len(features)))
     ours = scale(test) @ weight + bias
@@ -444,6 +445,19 @@ def test_probes_are_runs_that_the_table_shows(pair, tmp_path, capsys):
     table.main(table.Args(outputs=tmp_path / "runs"))
     printed = capsys.readouterr().out
     assert "| LLaVA1.5-7B (miniature, 3 epochs) | last_token-held_out" in printed and "missing (94.5)" in printed
+
+
+def test_a_probe_of_other_images_is_replaced(pair, tiny, tmp_path, capsys):
+    """As after a larger --limit of the features; with other epochs or another model it is refused."""
+    test = extract(tmp_path / "test", tiny / "llava-1.5-7b", split="test", limit=4, **pair[1])
+    options = {"test": test.folder, "features": ("last_token",), "method": ("paper",)}
+    probe(pair, tmp_path, **options)
+    extract(tmp_path / "test", tiny / "llava-1.5-7b", split="test", **pair[1])
+    probe(pair, tmp_path, **options)
+    assert "Other images than in" in capsys.readouterr().out
+    assert len(read_run(tmp_path / "runs" / "p-last_token")[1]) == 8
+    with pytest.raises(UserError, match="holds a run of another configuration .epochs: 3 there, 4 now"):
+        probe(pair, tmp_path, **options | {"epochs": 4})
 
 
 def test_of_equal_class_names_either_is_right(pair, tmp_path, capsys):

@@ -237,12 +237,19 @@ def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, figure
     assert "Best training-free method on 12 train images" in capsys.readouterr().out
     assert (root / "inference_analysis" / "guidance.csv").stat().st_size > 1000
     features = script("feature_analysis/mini_study.py")
-    features.main(features.Args(root, limit=48, train=288))
+    features.main(features.Args(root, limit=48, train=288, draws=2))
     rows = {row.metric: row for row in read_findings(root / "feature_analysis" / "findings.csv")}
     assert rows["CLIP's probe minus the VLM's"].n == 48
-    for control in ("random", "permuted"):
+    for control in ("random, mean of 2 draws", "permuted"):
         verdict = rows[f"VLM's probe minus the untrained control, {control}"].holds
         assert verdict in ("holds", "holds, but is passed through")
+    for control in ("pixels, 16 x 16", "the language model before visual training"):
+        assert rows[f"VLM's probe minus {control}"].n == 48
+    table = script("feature_analysis/table.py")
+    table.main(table.Args(outputs=root / "feature_analysis"))
+    printed = capsys.readouterr().out
+    assert "| untrained: random (seed 1)) | last_token-logistic" in printed.replace("mini-llava (miniature, ", "| ")
+    assert "| centroid | text_behind_image |" in " ".join(printed.split())
 
 
 def test_a_study_with_only_the_list_of_all_names_has_the_usual_folders(main_study, tmp_path):
