@@ -115,7 +115,7 @@ def main(args: Args) -> None:
 
 def check_pair(train: Features, test: Features) -> None:
     """Raise UserError for features of two models or data sets, for shared images and for classes without train rows."""
-    for key in SAME_KEYS:
+    for key in (*SAME_KEYS, "manifest"):
         if train.config.get(key) != test.config.get(key):
             raise UserError(
                 f"{train.folder} and {test.folder} do not belong together: their {key} differs "

@@ -484,6 +484,12 @@ def test_features_that_do_not_belong_together_are_refused(pair, tiny, tmp_path):
     extract(tmp_path / "template", tiny / "llava-1.5-7b", split="test", template="llava-v1", **options)
     with pytest.raises(UserError, match="their template differs"):
         probe(pair, tmp_path, test=tmp_path / "template")
+    changed = shutil.copytree(folder / "test", tmp_path / "changed")
+    record = json.loads((changed / "run.json").read_text())
+    record["config"]["manifest"] = "another"
+    (changed / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="their manifest differs"):
+        probe(pair, tmp_path, test=changed)
     extract(tmp_path / "one", tiny / "llava-1.5-7b", split="train", limit=1, **options)
     with pytest.raises(UserError, match="has test images but no train rows"):
         probe(pair, tmp_path, train=tmp_path / "one")

@@ -18,15 +18,15 @@ HEAD_COUNTS = (1, 4, 20)  # how many of the best heads vote
 
 def fit_logistic(
     train: Matrix, classes: Tensor, class_count: int, c: float, scale: Scale, device: str = "cpu",
-    start: tuple[Tensor, Tensor] | None = None,
+    initial: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Multinomial logistic regression on standardised features by L-BFGS over all rows: weight, bias.
 
     Minimises the mean cross-entropy + |weight|^2 / (2 C rows), as scikit-learn's does, which needs all rows in memory;
-    here they are read in batches, on the device. `start`: parameters to start from. Returns [width, classes] and
+    here they are read in batches, on the device. `initial`: parameters to start from. Returns [width, classes] and
     [classes].
     """
-    weight, bias = start or (torch.zeros(train.width, class_count), torch.zeros(class_count))
+    weight, bias = initial or (torch.zeros(train.width, class_count), torch.zeros(class_count))
     parameters = [tensor.detach().clone().to(device).requires_grad_() for tensor in (weight, bias)]
     optimiser = torch.optim.LBFGS(
         parameters, max_iter=ITERATIONS, tolerance_grad=TOLERANCE, tolerance_change=1e-9, history_size=10,
@@ -60,9 +60,9 @@ def logistic_probe(data: ProbeData) -> ProbeResult:
         parameters = fit_logistic(inner, classes, data.class_count, c, scale, device, parameters)
         accuracy = float((_logistic_predictions(outer, scale, parameters, device) == truth).float().mean())
         if accuracy > best[0]:
-            best, start = (accuracy, c), parameters
+            best, initial = (accuracy, c), parameters
     scale = Scale.of(data.train, device)
-    parameters = fit_logistic(data.train, data.classes, data.class_count, best[1], scale, device, start)
+    parameters = fit_logistic(data.train, data.classes, data.class_count, best[1], scale, device, initial)
     return ProbeResult(_logistic_predictions(data.test, scale, parameters, device), f"C = {best[1]:g}")
 
 

@@ -222,6 +222,7 @@ class Features:
         self._part_of = [number[entry[3]] for entry in entries]  # [rows]
         self._position = [entry[4] for entry in entries]  # [rows]
         self._stored: dict[Path, Any] = {}  # the opened shards: one mapping of each file, whatever is read
+        self._matrices: dict[str, Matrix] = {}  # those that are known to be finite
 
     def _shard(self, shard: Path) -> Any:
         if shard not in self._stored:
@@ -268,6 +269,8 @@ class Features:
         """
         import torch
 
+        if name in self._matrices:
+            return self._matrices[name]
         self._check_name(name)
         parts = [self._shard(shard).get_tensor(name) for shard in self.shards]  # each [rows of the shard, width]
         matrix = Matrix(parts, torch.tensor(self._part_of), torch.tensor(self._position))
@@ -282,6 +285,7 @@ class Features:
                 f"{f' and {len(ids) - 5} other images' if len(ids) > 5 else ''}: remove the shard and extract again "
                 "with --dtype bfloat16 or float32."
             )
+        self._matrices[name] = matrix
         return matrix
 
     def constant(self, name: str) -> "Tensor | None":
