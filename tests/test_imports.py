@@ -23,6 +23,7 @@ LAYERS = [
         "arguments",
         "runs",
         "scoring",
+        "counting",
         "tables",
         "importing",
         "preparing",

@@ -11,7 +11,7 @@ from vlmclassifier.records import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS = Path(os.environ.get("VLMCLASSIFIER_OUTPUTS", PROJECT_ROOT / "outputs"))  # for example on another disk
-TABLES = ("models", "benchmarks", "trusted_roots", "fingerprints")
+TABLES = ("models", "benchmarks", "texts", "trusted_roots", "fingerprints")
 
 
 def run_folder(out: Path | None, section: str, name: str, setting: str, several: bool = False) -> Path:
@@ -28,7 +28,7 @@ def run_folder(out: Path | None, section: str, name: str, setting: str, several:
 
 
 def local_path(table: str, key: str) -> Path | None:
-    """The entry `key` of `[models]` or `[benchmarks]` in paths.toml, or None where there is none.
+    """The entry `key` of `[models]`, `[benchmarks]` or `[texts]` in paths.toml, or None where there is none.
 
     `VLMCLASSIFIER_PATHS` names another file. Relative entries start at the file's own folder.
     Raises UserError when the file cannot be read, has another table, or an entry is not a string.
