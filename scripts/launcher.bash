@@ -41,8 +41,8 @@ run() { # a name for the message, then a script with its arguments
     esac
 }
 
-finish() { # the script of the table
-    "$PYTHON" "$1"
+finish() { # the script of the table, where there is one
+    [ $# -eq 0 ] || "$PYTHON" "$1"
     if [ ${#failed[@]} -gt 0 ]; then
         echo "error: ${#failed[@]} runs failed (${failed[*]}): see above, fix them, and run the same command again." >&2
         exit 1

@@ -6,6 +6,7 @@
     python scripts/prepare_data.py imagenet --archives DIR          # the official files, or Kaggle's download, unpacked
     python scripts/prepare_data.py cars --dataset OWNER/NAME        # on the hub, or a local folder of parquet files
     python scripts/prepare_data.py caltech --folder DIR             # DIR/CLASS/*.jpg or DIR/SPLIT/CLASS/*.jpg
+    python scripts/prepare_data.py llava-texts                      # checks the training texts that paths.toml names
 
 Writes data/BENCHMARK.jsonl and data/BENCHMARK_classes.json. Archives are downloaded where that is possible (an
 interrupted download is resumed), checked and unpacked; files that are unpacked already, as torchvision's classes expect
@@ -38,13 +39,16 @@ from vlmclassifier.preparing.manifests import (
     write_files,
 )
 from vlmclassifier.preparing.official import IMAGE_FOLDERS, READERS, Row, Source
+from vlmclassifier.preparing.texts import check_texts
 from vlmclassifier.records import UserError
+
+LLAVA_TEXTS = "llava-texts"
 
 
 @dataclass
 class Args:
-    benchmark: tyro.conf.Positional[Literal[tuple(READERS)]]
-    """The benchmark to prepare."""
+    benchmark: tyro.conf.Positional[Literal[(*READERS, LLAVA_TEXTS)]]
+    """The benchmark to prepare; llava-texts checks LLaVA's training texts in paths.toml, [texts]."""
     archives: Path | None = None
     """Folder of the official files, packed or unpacked; downloads are written there too. If not given: data/TITLE in
     this project, such as data/Flowers102, as in the paper's code."""
@@ -78,6 +82,9 @@ class Args:
 
 def main(args: Args) -> None:
     """Read the rows, compare them with the paper's and write them."""
+    if args.benchmark == LLAVA_TEXTS:
+        print("\n".join(check_texts()) + "\nNext: bash data_analysis/count.sh")
+        return
     benchmark = BENCHMARKS[args.benchmark]
     names = class_names(benchmark)
     found, is_copy = read_rows(args, benchmark, ClassFinder(benchmark, names))

@@ -31,7 +31,7 @@ from vlmclassifier.records import UserError
 # The values are its arguments with --smoke.
 SECTIONS = {
     "main_results": ["--candidates", 2, "all", "--train", 96], "inference_analysis": ["--train", 96],
-    "feature_analysis": ["--draws", 1],
+    "feature_analysis": ["--draws", 1], "data_analysis": [],
 }  # fmt: skip
 BY_CONSTRUCTION = (
     "By construction: in this data set we set how often the training texts name each class. What F1 and F4 test here "

@@ -194,3 +194,19 @@ def test_the_script_writes_counts_examples_and_an_audit(tmp_path, capsys):
         run(tmp_path, **options | {"texts": ("a.json",)})
     with pytest.raises(UserError, match="does not exist: fix --texts"):
         run(tmp_path, **options | {"texts": ("a=none.json",)})
+
+
+def test_llavas_texts_are_checked_by_their_number_of_items(tmp_path, monkeypatch, capsys):
+    module = script("scripts/prepare_data.py")
+    monkeypatch.setenv("VLMCLASSIFIER_PATHS", str(tmp_path / "paths.toml"))
+    (tmp_path / "paths.toml").write_text("[texts]\npretrain = 'a.json'\ninstruct = 'b.json'\n")
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(json.dumps(conversations(7)))
+    with pytest.raises(UserError, match="a.json has 7 items, LLaVA's pretrain file has 558,128"):
+        module.main(module.Args("llava-texts"))
+    monkeypatch.setattr("vlmclassifier.preparing.texts.ITEMS", {"pretrain": 7, "instruct": 7})
+    module.main(module.Args("llava-texts"))
+    assert "b.json, 7 items, as LLaVA-1.5's" in capsys.readouterr().out
+    (tmp_path / "b.json").write_text(json.dumps(conversations(7))[:300])
+    with pytest.raises(UserError, match="b.json breaks behind item [0-9]"):
+        module.main(module.Args("llava-texts"))

@@ -251,6 +251,14 @@ def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, figure
     assert "| untrained: random (seed 1)) | last_token-logistic" in printed.replace("mini-llava (miniature, ", "| ")
     assert "| centroid | text_behind_image |" in " ".join(printed.split())
 
+    counting = script("data_analysis/mini_study.py")
+    counting.main(counting.Args(root, limit=48))
+    rows = {row.metric: row for row in read_findings(root / "data_analysis" / "findings.csv")}
+    row = rows["Spearman, naming texts and VLM's accuracy"]
+    assert row.paper == 0.76 and 3 <= row.n <= 48 and row.holds in ("holds (by construction)", "does not hold")
+    assert rows["Spearman, naming texts and CLIP's accuracy"].paper == -0.13
+    assert "| Spearman, naming texts and CLIP's accuracy" in capsys.readouterr().out
+
 
 def test_a_study_with_only_the_list_of_all_names_has_the_usual_folders(main_study, tmp_path):
     """The scripts append -SETTING only to several settings of one call, so the study gives the full name of one."""

@@ -9,6 +9,8 @@ from api_server import Server
 from conftest import REALDATA, ROOT, run_script
 from nbclient import NotebookClient
 
+from vlmclassifier.benchmarks import BENCHMARKS, class_names
+
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory, tiny, images):
@@ -102,6 +104,17 @@ def test_notebooks_plot_the_tables(path, outputs, tiny, images, monkeypatch):
                   "VLMCLASSIFIER_PATHS": str(outputs / "llava.toml")}  # fmt: skip
         launch(outputs, "feature_analysis/positions.sh", POSITIONS="0 -2 -1", **common)
         launch(outputs, "feature_analysis/layers.sh", METHOD="centroid", **common)
+    if path.parent.name == "data_analysis":
+        names = class_names(BENCHMARKS["caltech"])
+        texts = [f"There is a {name} here, and another {name}.\n" * (n % 7) for n, name in enumerate(names)]
+        (outputs / "texts.txt").write_text("".join(texts))
+        common = {"BENCHMARKS": "caltech", "TEXTS": f"pretrain={outputs / 'texts.txt'}", "PROCESSES": "1"}
+        counted = launch(outputs, "data_analysis/count.sh", **common)
+        assert "caltech, pretrain: 100 classes in 295 sentences, " in counted.stdout
+        reference = pd.read_csv(outputs / "data_analysis" / "reference" / "caltech.csv")
+        assert (reference["count"] <= pd.read_csv(outputs / "data_analysis" / "caltech.csv")["count"]).all()
+        printed = launch(outputs, "data_analysis/correlate.sh", BENCHMARKS="caltech").stdout
+        assert "| CLIP-L (" in printed and "missing (-0.03)" in printed
     monkeypatch.setenv("VLMCLASSIFIER_OUTPUTS", str(outputs))
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)

@@ -132,8 +132,13 @@ def over_seeds(tables: Sequence[Sequence[Finding]]) -> list[Finding]:
 def _value(row: Finding) -> str:
     if row.metric.startswith("t of "):  # a setting, which may have two decimals
         return f"{row.value:g}"
-    decimals = 2 if row.metric.startswith("slope") else 1
+    decimals = _decimals(row)
     return f"{row.value:.{decimals}f} [{row.low:.{decimals}f}, {row.high:.{decimals}f}]"
+
+
+def _decimals(row: Finding) -> int:
+    """Coefficients have two decimals, percentages one."""
+    return 2 if row.metric.startswith(("slope", "Spearman")) else 1
 
 
 def readable(rows: Sequence[Finding], seeds: int = 1) -> str:
@@ -144,7 +149,7 @@ def readable(rows: Sequence[Finding], seeds: int = 1) -> str:
     table = [
         (
             row.finding, row.metric, _value(row), row.n,
-            "" if row.paper is None else f"{row.paper:.1f}", row.holds,
+            "" if row.paper is None else f"{row.paper:.{_decimals(row)}f}", row.holds,
         )
         for row in rows
     ]  # fmt: skip

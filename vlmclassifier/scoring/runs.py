@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vlmclassifier.scoring.rankings import ScoringVariant
     from vlmclassifier.scoring.semantic import Encoder
 
-SCORING_VERSION = 2  # raise it when a metric's definition changes: stored scores are then computed anew
+SCORING_VERSION = 3  # raise it when a metric's definition changes: stored scores are then computed anew
 CLASSIFY_KINDS = ("vlm", "clip", "api")
 Cell = tuple[str, str, str, tuple[str, ...]]  # model, setting, dataset, tags
 
@@ -123,6 +123,8 @@ def _score_ranking(folder: Path, record: dict[str, Any], train: Path | None) -> 
         answers = Answers(rows, names, "ranking", None, variant.top1.tolist(), among_five)
         setting = variant.setting + suffix
         hits = metric_hits(answers)
+        if variant is variants[0]:  # the summed log-probabilities, without guidance
+            _write_classes(folder, config["classes"], rows, hits["accuracy"])
         run.scores.extend(_scores(answers, hits, display_name(config["model"]), setting, config["benchmark"], tags))
     return run
 

@@ -1,0 +1,89 @@
+"""This section's part of the small study: does the number of naming texts decide the accuracy (finding F4)?
+
+    python data_analysis/mini_study.py --root outputs/plane_figures/seed-0
+    python data_analysis/mini_study.py --root outputs/my/seed-0 --benchmark my.jsonl --classes my.json
+
+Counts the class names in the texts that ROOT/checkpoints/vlm was trained on, and correlates the counts with the
+accuracy of the saved answers of VLM and CLIP over classes. Writes ROOT/data_analysis/findings.csv beside counts and
+correlations.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import correlate
+import count_classes
+
+from vlmclassifier import cli
+from vlmclassifier.benchmarks import find_benchmark
+from vlmclassifier.mini.findings import Finding, readable, verdict, without_paper, write_findings
+from vlmclassifier.mini.study import CLIP, PROCESSES, VLM, StudyArgs, answers_run, open_world, with_candidates
+from vlmclassifier.records import UserError
+
+SUFFICIENT = 0.3  # F4: the lower end of the interval of Spearman's coefficient is above it
+STAGES = ("pretrain", "instruct")
+
+
+@dataclass
+class Args(StudyArgs):
+    """Arguments."""
+
+
+def main(args: Args) -> None:
+    """Count, correlate, derive the findings."""
+    out, texts = args.root / "data_analysis", args.root / "checkpoints" / "vlm-texts"
+    if missing := [stage for stage in STAGES if not (texts / f"{stage}.json").exists()]:
+        raise UserError(
+            f"{texts / missing[0]}.json does not exist: train with training_analysis/pretrain_mini.py first."
+        )
+    count_classes.main(count_classes.Args(
+        tuple(f"{stage}={texts / stage}.json" for stage in STAGES), (args.benchmark,), args.classes,
+        processes=PROCESSES, out=out,
+    ))  # fmt: skip
+    counts = out / f"{find_benchmark(args.benchmark, args.classes).key}.csv"
+    clip = answers_run(args.root, CLIP, with_candidates(args.names, "all"))
+    correlate.main(correlate.Args(counts, clip, out=out / CLIP))
+    vlm = answers_run(args.root, VLM, open_world(args.names))
+    correlate.main(correlate.Args(counts, vlm, reference=clip, out=out / VLM))
+    findings = without_paper(frequency(out), args.benchmark)
+    write_findings(findings, out / "findings.csv")
+    print(f"\n{readable(findings)}\n\nWritten: {out / 'findings.csv'}. "
+          f"Next: python data_analysis/table.py --outputs {out}")  # fmt: skip
+
+
+def frequency(out: Path) -> list[Finding]:
+    """F4: Spearman's coefficient of counts and accuracy is above 0.3 for the VLM, and above CLIP's own."""
+    import pandas as pd
+
+    found = {}
+    for model in (VLM, CLIP):
+        table = pd.read_csv(out / model / "correlations.csv")
+        table = table[(table["source"] == "total") & (table["classes"] == "all")].set_index("statistic")
+        found[model] = {name: table.loc[name] for name in table.index}
+    vlm, clip = found[VLM]["spearman"], found[CLIP]["spearman"]
+
+    def row(metric: str, values: object, model: str | None = None, holds: str = "") -> Finding:
+        number = paper_number_of(model) if model else None
+        return Finding("F4", f"Spearman, {metric}", values.value, values.low, values.high, int(values.n), number, holds)
+
+    rows = [
+        row("naming texts and VLM's accuracy", vlm, "LLaVA1.5-7B", verdict(vlm.low > max(SUFFICIENT, clip.high), True)),
+        row("naming texts and CLIP's accuracy", clip, "CLIP-L"),
+    ]
+    if "spearman_given_reference" in found[VLM]:
+        rows.append(row("naming texts and VLM's accuracy, given CLIP's", found[VLM]["spearman_given_reference"]))
+    return rows
+
+
+def paper_number_of(model: str) -> float | None:
+    """The paper's coefficient on ImageNet."""
+    import pandas as pd
+
+    papers = pd.read_csv(Path(__file__).parent / "paper.csv")
+    is_row = (papers["table"] == "table11") & (papers["dataset"] == "imagenet") & (papers["metric"] == "spearman")
+    found = papers.loc[is_row & (papers["model"] == model), "value"]
+    return float(found.iloc[0]) if len(found) else None
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, __doc__)

@@ -1,0 +1,99 @@
+"""Print Table 11 and Appendix B.6 from whatever correlations exist: ours beside the paper's numbers.
+
+    python data_analysis/table.py
+    python data_analysis/table.py --outputs outputs/data_analysis --format latex
+
+Reads the correlations.csv of correlate.py, in the folders of --outputs. Writes table11 (.md, .csv, .tex) beside them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vlmclassifier import cli
+from vlmclassifier.paths import OUTPUTS
+from vlmclassifier.records import UserError
+from vlmclassifier.tables import label, markdown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+PAPER = Path(__file__).parent / "paper.csv"
+TABLES = ("table11", "appendix_b6")
+STAGES = {"total": "pretrain_and_instruct"}  # our name of a source -> the paper's setting; the others are the same
+PAPERS_SETTINGS = ("open_world", "closed_world", "linear", "last_token")  # runs that the paper's rows are about
+KEYS = ["model", "dataset", "source", "statistic"]
+LEGEND = """Coefficients over classes: ours [95% bootstrap interval] (the paper's). spearman and pearson are of the
+counts, as in the paper; pearson_log is of log10(1 + count). p: share of shuffled classes with a Spearman coefficient as
+far from 0. Rows with tags in parentheses are not compared with the paper."""
+
+
+@dataclass
+class Args:
+    outputs: Path = OUTPUTS / "data_analysis"
+    """Folder of the folders of correlate.py."""
+    format: Literal["markdown", "csv", "latex"] = "markdown"
+    """What to print; all three are written."""
+
+
+def main(args: Args) -> None:
+    """Collect, compare with the paper, write and print."""
+    import pandas as pd
+
+    files = sorted(args.outputs.glob("*/correlations.csv"))
+    if not files:
+        raise UserError(f"No correlations in {args.outputs}: start with data_analysis/correlate.py.")
+    ours = pd.concat([pd.read_csv(file, dtype={"tags": str}).fillna({"tags": ""}) for file in files])
+    joined = compare(ours[ours["classes"] == "all"])
+    wide = wide_table(joined)
+    written = [args.outputs / f"table11.{suffix}" for suffix in ("md", "csv", "tex")]
+    written[0].write_text(f"{markdown(wide)}\n\n{LEGEND}\n", encoding="utf-8")
+    joined.to_csv(written[1], index=False)
+    written[2].write_text(wide.to_latex(index=False, escape=True), encoding="utf-8")
+    if args.format == "markdown":
+        print(f"Table 11 and Appendix B.6: frequency against accuracy over classes\n\n{markdown(wide)}\n\n{LEGEND}")
+        print("Written: " + ", ".join(str(file) for file in written))
+    else:
+        print(written[("csv", "latex").index(args.format) + 1].read_text(encoding="utf-8"))
+
+
+def compare(ours: "DataFrame") -> "DataFrame":
+    """Our coefficients with the paper's beside them where a run has no tags; rows of the paper alone stay visible."""
+    import pandas as pd
+
+    papers = pd.read_csv(PAPER)
+    papers = papers[papers["table"].isin(TABLES)].rename(columns={"setting": "source", "metric": "statistic"})
+    papers = papers.rename(columns={"value": "paper"}).drop(columns="table")
+    ours = ours.assign(source=ours["source"].replace(STAGES))
+    joined = ours.merge(papers, how="left", on=KEYS)
+    is_compared = (joined["tags"] == "") & joined["setting"].isin(PAPERS_SETTINGS)
+    joined.loc[~is_compared, "paper"] = None
+    known = set(joined.loc[joined["paper"].notna(), KEYS].itertuples(index=False, name=None))
+    missing = [row not in known for row in papers[KEYS].itertuples(index=False, name=None)]
+    return pd.concat([joined, papers[missing].assign(tags="", setting="")], ignore_index=True)
+
+
+def wide_table(joined: "DataFrame") -> "DataFrame":
+    """One row per model, setting, data set and source; one column per coefficient, and the p of Spearman's."""
+    import pandas as pd
+
+    names = ("spearman", "pearson", "pearson_log", "spearman_given_reference")
+    rows: dict[tuple, dict[str, str]] = {}
+    for row in joined.itertuples():
+        if row.statistic not in names:
+            continue
+        cells = rows.setdefault((label(row.model, row.tags), row.setting, row.dataset, row.source), {})
+        paper = "" if row.paper != row.paper else f" ({row.paper:.2f})"
+        if row.value != row.value:
+            cells[row.statistic] = f"missing{paper}"
+            continue
+        cells[row.statistic] = f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]{paper}"
+        if row.statistic == "spearman":
+            cells |= {"classes": f"{row.n:.0f}", "p": f"{row.p:.4f}"}
+    columns = ["classes", *names, "p"]
+    body = [[*key, *(cells.get(column, "") for column in columns)] for key, cells in sorted(rows.items())]
+    return pd.DataFrame(body, columns=["model", "setting", "dataset", "source", *columns])
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, __doc__)
