@@ -6,7 +6,7 @@ import json
 from collections import Counter
 
 import pytest
-from conftest import script
+from conftest import run_script, script
 
 from vlmclassifier.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, class_names
 from vlmclassifier.counting import ClassMatcher, Form, PartialTextError, count_stage, name_tokens, read_texts, tokenise
@@ -210,3 +210,10 @@ def test_llavas_texts_are_checked_by_their_number_of_items(tmp_path, monkeypatch
     (tmp_path / "b.json").write_text(json.dumps(conversations(7))[:300])
     with pytest.raises(UserError, match="b.json breaks behind item [0-9]"):
         module.main(module.Args("llava-texts"))
+
+
+def test_the_benchmark_runs_and_finds_the_references_names():
+    done = run_script("scripts/bench/bench_counting.py", "--sentences", 400, "--sample", 100, "--megabytes", 1, 1)
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    for key in ("matching_vs_reference", "end_to_end_vs_reference", "scaling_two_processes", "peak_memory_mb"):
+        assert result[key] > 0
