@@ -15,7 +15,6 @@ model's accuracy. slopes.csv has the regression of the log-odds on all sources a
 classes.csv the single classes.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from vlmclassifier.models import display_name
 from vlmclassifier.paths import OUTPUTS
 from vlmclassifier.records import UserError
 from vlmclassifier.scoring.runs import score_run
-from vlmclassifier.tables import markdown
+from vlmclassifier.tables import markdown, write_csv
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -80,11 +79,11 @@ def main(args: Args) -> None:
     slopes = slope_rows(joined, names)
 
     # ---- write
-    files = [write(out / "classes.csv", joined.to_dict("records")),
-             write(out / "correlations.csv", [model | row for row in rows]),
-             write(out / "bins.csv", [model | row for row in bins])]  # fmt: skip
+    files = [write_csv(out / "classes.csv", joined.to_dict("records")),
+             write_csv(out / "correlations.csv", [model | row for row in rows]),
+             write_csv(out / "bins.csv", [model | row for row in bins])]  # fmt: skip
     if slopes:
-        files.append(write(out / "slopes.csv", [model | row for row in slopes]))
+        files.append(write_csv(out / "slopes.csv", [model | row for row in slopes]))
     report(model, rows, slopes)
     print("Written: " + ", ".join(str(file) for file in files) + ". Next: python data_analysis/table.py")
 
@@ -165,7 +164,11 @@ def join(classes: "DataFrame", sources: "DataFrame", args: Args, out: Path) -> "
         if names:
             print(f"Note: {len(names)} classes are in {file} alone: {', '.join(names[:5])}"
                   f"{', ...' if len(names) > 5 else ''} (unmatched.csv)")  # fmt: skip
-    write(out / "unmatched.csv", [{CLASS: name, "only in": file} for file, names in alone.items() for name in names])
+    write_csv(
+        out / "unmatched.csv",
+        [{CLASS: name, "only in": file} for file, names in alone.items() for name in names],
+        [CLASS, "only in"],
+    )
     if len(joined) < 3:
         raise UserError(
             f"{args.accuracy} and {args.frequency} share {len(joined)} classes: they are of two class lists; try "
@@ -258,16 +261,6 @@ def report(model: dict[str, str], rows: Sequence[dict[str, Any]], slopes: Sequen
         print(f"{markdown(pd.DataFrame(table))}\n")
     print("Bins inflate a correlation: spearman_of_bins is over the paper's bins, spearman_of_10_bins over ten bins of "
           "equally many classes, beside the classes' own; p is from shuffled classes.")  # fmt: skip
-
-
-def write(file: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows of equal keys as CSV with six decimals, and return the file."""
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]) if rows else [CLASS, "only in"], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
-    return file
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the sentences by the form of the name), BENCHMARK-examples.csv (sentences for th
 BENCHMARK-zero.csv (classes that are never named, and which forms of their names occur).
 """
 
-import csv
 import json
 import os
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from vlmclassifier.counting.matching import NAMED, reference_finds
 from vlmclassifier.paths import OUTPUTS, local_path
 from vlmclassifier.records import UserError
 from vlmclassifier.scoring.class_facts import lemmas
+from vlmclassifier.tables import write_csv
 
 STAGES = ("pretrain", "instruct")  # of paths.toml, [texts]
 TOTAL = "total"  # the stage that sums all stages
@@ -178,15 +178,6 @@ def zero_row(matcher: ClassMatcher, number: int, found: dict[str, StageCounts]) 
     shown = {name: count for name, count in forms.items() if count and name != "reference"}
     return {"class": matcher.classes[number][1], "verdict": verdict,
             "forms": ", ".join(f"{name} {count}" for name, count in shown.items())}  # fmt: skip
-
-
-def write_csv(file: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Path:
-    """Write rows as CSV, missing fields empty, and return the file."""
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return file
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from vlmclassifier.runs import Run, open_run
 from vlmclassifier.runs.features import Features
 from vlmclassifier.runs.vectors import ROWS, read_values
 from vlmclassifier.scoring.intervals import wilson_interval
+from vlmclassifier.tables import write_csv
 
 if TYPE_CHECKING:
     from vlmclassifier.ranking import Ranker
@@ -252,7 +253,7 @@ def write_lens(
         for layer in range(ranks.shape[1]):
             hits = [bool(ranks[number, layer] == 0) for number in members]
             table.append(common | {"classes": group, "layer": layer + 1} | share(hits))
-    return write_table(folder / "lens.csv", table)
+    return write_csv(folder / "lens.csv", table)
 
 
 def write_patch(
@@ -274,7 +275,7 @@ def write_patch(
             for layer in range(flags.shape[1]):
                 hits = [bool(flags[number, layer, place]) for number in members]
                 table.append(common | {"classes": group, "positions": positions, "layer": layer} | share(hits))
-    return write_table(folder / "patch.csv", table)
+    return write_csv(folder / "patch.csv", table)
 
 
 def share(hits: Sequence[bool]) -> dict[str, Any]:
@@ -284,15 +285,6 @@ def share(hits: Sequence[bool]) -> dict[str, Any]:
     low, high = wilson_interval(sum(hits), len(hits))
     numbers = {"accuracy": 100 * sum(hits) / len(hits), "low": 100 * low, "high": 100 * high}
     return {name: f"{value:.3f}" for name, value in numbers.items()} | {"n": len(hits)}
-
-
-def write_table(file: Path, table: Sequence[dict[str, Any]]) -> Path:
-    """Write rows of equal keys as CSV, and return the file."""
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    return file
 
 
 def classify_by_heads(args: Args) -> None:

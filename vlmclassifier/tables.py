@@ -1,9 +1,10 @@
 """From scores and paper.csv to a table: ours beside the paper's, as Markdown, CSV and LaTeX."""
 
-from collections.abc import Collection, Sequence
+import csv
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmclassifier.records import Score
 from vlmclassifier.scoring.differences import Difference, pooled
@@ -133,6 +134,16 @@ def write_tables(
     text = wide.to_latex(index=False, escape=True, na_rep="", column_format="ll" + "r" * (wide.shape[1] - 2))
     files[2].write_text(text, encoding="utf-8")
     return files
+
+
+def write_csv(file: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
+    """Write rows as CSV, floats with six decimals, and return the file. `columns`: default those of the first row."""
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]) if columns is None else columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
+    return file
 
 
 def markdown(table: "DataFrame") -> str:
