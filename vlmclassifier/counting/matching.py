@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from enum import IntFlag
+from itertools import chain
 
 import numpy as np
 
@@ -67,7 +68,8 @@ class ClassMatcher:
         `sentences`: of `tokens.joined`.
         """
         text = "\n".join(sentences)
-        found = np.array(self._automaton.find_matches_as_indexes(text, overlapping=True), dtype=np.int64).reshape(-1, 3)
+        matches = self._automaton.find_matches_as_indexes(text, overlapping=True)  # (pattern, start, end) each
+        found = np.fromiter(chain.from_iterable(matches), dtype=np.int64, count=3 * len(matches)).reshape(-1, 3)
         lengths = np.fromiter((len(sentence) for sentence in sentences), dtype=np.int64, count=len(sentences))
         starts = np.cumsum(lengths + 1) - lengths - 1  # [sentences] first character of each
         counts = self._first[found[:, 0] + 1] - self._first[found[:, 0]]  # classes of each match
