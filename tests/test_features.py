@@ -526,3 +526,11 @@ def test_the_launchers_fill_the_tables_on_real_photographs(realdata, tiny, tmp_p
     env |= {"MODELS": "llava-1.5-7b", "POSITIONS": "0 -2 -1", "LIMIT": "20"}
     done = run_script("bash", "feature_analysis/positions.sh", env=env)
     assert "position_-2-held_out" in done.stdout and "missing (52.9)" not in done.stderr
+    env |= {"MODELS": "blip2-2.7b", "METHOD": "centroid"}
+    done = run_script("bash", "feature_analysis/layers.sh", env=env)
+    assert re.search(r"BLIP2-2.7B \(.*untrained: random, 180 of .*\| text_behind_image", done.stdout)
+    for model in models[:2]:
+        out = tmp_path / model
+        run_script("feature_analysis/locate.py", "lens", "--model", model, "--benchmark", "caltech", "--limit", 6,
+                   "--out", out, env=env)  # fmt: skip
+        assert (out / "lens.csv").read_text().count(",caltech,all,") == 2  # layers
