@@ -158,3 +158,11 @@ def test_runs_of_every_kind_have_an_accuracy_by_class(tiny, own, tmp_path, monke
     for folder in ("clip", "ranking"):
         rows = run(counts, tmp_path / folder, tmp_path, reference=tmp_path / "clip")
         assert rows[0]["n"] == "3" and rows[0]["tags"] and rows[0]["dataset"] == "mine"
+
+
+def test_the_benchmark_of_the_intervals_runs(monkeypatch, capsys):
+    monkeypatch.setattr(correlation, "RESAMPLES", 100)
+    module = script("scripts/bench/bench_correlation.py")
+    module.main(module.Args(draws=20, slopes=20, classes=40))
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert result["null_excludes_zero"] <= 0.35 and result["slope_coverage"] >= 0.7 and abs(result["slope_bias"]) < 0.2
