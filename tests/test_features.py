@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 from vlmclassifier import load_vlm, probing
 from vlmclassifier.probing.data import Scale
 from vlmclassifier.probing.gradient import Inputs
-from vlmclassifier.records import UserError
+from vlmclassifier.records import Score, UserError
 from vlmclassifier.runs import read_run
 from vlmclassifier.runs.features import SHARD_ROWS, Features, Matrix, read_header
 from vlmclassifier.vlm.controls import CONTROLS, untrain, use_text_only_language_model
@@ -534,3 +534,22 @@ def test_the_launchers_fill_the_tables_on_real_photographs(realdata, tiny, tmp_p
         run_script("feature_analysis/locate.py", "lens", "--model", model, "--benchmark", "caltech", "--limit", 6,
                    "--out", out, env=env)  # fmt: skip
         assert (out / "lens.csv").read_text().count(",caltech,all,") == 2  # layers
+
+
+def test_the_table_names_the_template_that_matches_the_paper():
+    """Of cells that were run with both; the paper's number for this one is 94.5."""
+    import pandas as pd
+
+    module = script("feature_analysis/table.py")
+    papers = pd.read_csv(module.PAPER)
+
+    def note(own, other, tags=()):
+        rows = {"last_token": own, "last_token-llava-v1": other}
+        scores = [Score("LLaVA1.5-7B", setting, "flowers", "accuracy", value, value - 1, value + 1, 6149, tags)
+                  for setting, value in rows.items()]  # fmt: skip
+        return module.template_notes(scores, papers)
+
+    assert note(94.0, 80.0)[0].endswith("llava-v1 80.0 [79.0, 81.0]: the model's own template matches.")
+    assert note(80.0, 95.0)[0].endswith(": llava-v1 matches.") and note(94.0, 95.0)[0].endswith(": both match.")
+    assert note(80.0, 90.0)[0].endswith(": llava-v1 is nearer.")
+    assert note(94.0, 80.0, ("miniature",)) == []
