@@ -304,7 +304,7 @@ def run_of(args: Args, train: Features, test: Features, setting: str) -> tuple[P
 
 
 def differences(folder: Path, config: dict[str, Any]) -> set[str]:
-    """The keys in which a run folder's configuration differs from another, what was chosen apart."""
+    """The keys in which a run folder's configuration differs from another, without what was chosen."""
     return set(differing_keys(read_record(folder)["config"], config)) - {"chosen"}
 
 

@@ -1,4 +1,4 @@
-"""Protects: coefficients and intervals over classes are right, unmatched names are told, real data's values."""
+"""Protects: coefficients and intervals over classes are right, unmatched names are reported, real data's values."""
 
 import csv
 import json

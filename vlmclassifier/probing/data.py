@@ -60,7 +60,7 @@ class Scale:
 
     @classmethod
     def of(cls, matrix: Matrix, device: str = "cpu") -> "Scale":
-        """That of a matrix, in two passes over its rows. A number that never changes is left as it is, but for 0."""
+        """That of a matrix, in two passes over its rows. A number that is the same in all rows is centred only."""
         total = torch.zeros(matrix.width, dtype=torch.float64, device=device)
         for batch in matrix.batches(ROWS):
             total += batch.to(device).double().sum(dim=0)
@@ -71,7 +71,6 @@ class Scale:
         deviation = (squares / len(matrix)).sqrt()  # [width]
         # A constant number, whose deviation is rounding alone, carries nothing: it becomes (nearly) zero.
         deviation[deviation <= 1e-6 * mean.abs()] = 1.0
-        deviation[deviation == 0] = 1.0
         return cls(mean.float(), deviation.float())
 
     def __call__(self, batch: Tensor) -> Tensor:
