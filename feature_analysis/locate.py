@@ -10,8 +10,9 @@ lens: every layer's states of the ranking's pass are read through the final norm
 of each name's tokens are summed: at which layer does the right name lead? patch: the states of a donor image at one
 layer and one set of tokens (the last, the text behind the image, the image's, all) replace the recipient's: the share
 of pairs whose top name becomes the donor's own. Pairs have equal prompt lengths and different own top names; --donor
-same, of the same class, is the control. --frequency FILE.csv (columns class and count) splits the classes into a
-frequent, a middle and a rare third. Both write outputs/feature_analysis/NAME-lens or NAME-patch/{run.json,
+same, of the same class, is the control. Donors are drawn among all evaluated images, so that another --limit is another
+run. --frequency FILE.csv (columns class and count; of count_classes.py the total of all stages) splits the classes into
+a frequent, a middle and a rare third. Both write outputs/feature_analysis/NAME-lens or NAME-patch/{run.json,
 predictions.jsonl, values.safetensors} with lens.csv or patch.csv, the shares by layer. They can be stopped at any time:
 the same command continues.
 
@@ -21,6 +22,7 @@ token and, with the features of a CLIP model, Tip-Adapter, all with the same num
 """
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +41,7 @@ from vlmclassifier.prompts import WORDINGS
 from vlmclassifier.records import Example, Prediction, UserError, images_named
 from vlmclassifier.runs import Run, open_run
 from vlmclassifier.runs.features import Features
+from vlmclassifier.runs.provenance import ids_hash
 from vlmclassifier.runs.vectors import ROWS, read_values
 from vlmclassifier.scoring.intervals import wilson_interval
 from vlmclassifier.tables import write_csv
@@ -99,7 +102,8 @@ def main(args: Args) -> None:
     config = run_config(
         "locate", args.what, spec, task, args.limit, checkpoint=checkpoint, default_dtype=resolve_dtype("auto", device),
         dtype=resolve_dtype(args.dtype, device), template=template_of(spec), wording=args.wording,
-        **({"donor": args.donor, "seed": args.seed} if args.what == "patch" else {}),
+        **({"donor": args.donor, "seed": args.seed, "donor_pool": ids_hash(task.order)}
+           if args.what == "patch" else {}),
     )  # fmt: skip
     setting = args.what if args.what == "lens" or args.donor == "other" else "patch-same_class"
     folder = args.run_folder("feature_analysis", run_name(spec, task, checkpoint), setting)
@@ -152,9 +156,13 @@ def thirds(file: Path, names: Sequence[str]) -> dict[str, str]:
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
-            counts = {row["class"]: float(row["count"]) for row in csv.DictReader(stream)}
-    except (OSError, KeyError, ValueError) as error:
+            rows = [row for row in csv.DictReader(stream) if row.get("stage") in (None, "total")]
+        counts = {row["class"]: float(row["count"]) for row in rows}
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file} is no CSV file with the columns class and count ({error!r}): fix it.") from None
+    if len(counts) < len(rows):
+        doubled = next(name for name, times in Counter(row["class"] for row in rows).items() if times > 1)
+        raise UserError(f"{file} has {doubled!r} twice: leave one row per class.")
     if missing := [name for name in names if name not in counts]:
         raise UserError(f"{file} has no count of {missing[0]!r}, and of {len(missing) - 1} other classes: add them.")
     order = sorted(dict.fromkeys(names), key=lambda name: -counts[name])

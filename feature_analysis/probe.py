@@ -32,7 +32,7 @@ from vlmclassifier.prompts import TEMPLATES
 from vlmclassifier.records import Prediction, UserError
 from vlmclassifier.runs import open_run
 from vlmclassifier.runs.features import Features
-from vlmclassifier.runs.record import differing_keys, read_record
+from vlmclassifier.runs.record import differing_keys, read_record, refuse_difference
 from vlmclassifier.scoring.runs import score_run
 from vlmclassifier.tables import label
 
@@ -45,7 +45,10 @@ METHODS = ("paper", "grid", "logistic", "neighbours", "centroid", "tip_adapter")
 EPOCHS = {"imagenet": 100}  # of the paper's probe; 500 elsewhere
 CLIP_EPOCHS = {"imagenet": 40}  # of the paper's probe on CLIP's features; 300 elsewhere (Table 3, right)
 SAME_KEYS = ("model", "checkpoint", "control", "dtype", "template", "wording", "benchmark", "data_root", "classes")
-ROWS_KEYS = ("train_rows", "test_rows")  # hashes of the images that a probe is trained on and classifies
+# Hashes of the images that a probe is trained on and classifies, and the features that the best one was chosen among:
+# where only these differ, a probe is computed again from the stored features.
+REPLACED_KEYS = ("train_rows", "test_rows", "features")
+BEST_FEATURE = "best_feature"  # the setting of the feature that grid chooses among all
 PAPERS_CLIP_SETTING = "linear"  # what the paper's table calls the probe on CLIP's image feature
 HELD_OUT_SEED = 0  # the held-out rows are the same for every seed, so that seeds can be trained together
 
@@ -100,9 +103,7 @@ def main(args: Args) -> None:
     for shots in args.shots or (None,):
         for method in args.method:
             for end, seeds in ends(args, method, shots):
-                wanted = [name for name in names if not all(
-                    is_finished(args, train, test, setting) for setting in settings_of(name, method, end, shots, seeds)
-                )]  # fmt: skip
+                wanted = unfinished(args, train, test, names, method, end, shots, seeds)
                 if len(wanted) < len(names):
                     print(f"{len(names) - len(wanted)} of {len(names)} features: the {method} probe is finished")
                 if not wanted:
@@ -110,7 +111,7 @@ def main(args: Args) -> None:
                 rows = train_rows(train, shots, seeds[0])
                 source = Source(train, test, rows, device)
                 for answer in answers(args, method, wanted, source, end, seeds):
-                    write_run(args, train, test, answer)
+                    write_run(args, train, test, answer, names)
 
 
 def check_pair(train: Features, test: Features) -> None:
@@ -161,6 +162,27 @@ def settings_of(name: str, method: str, end: str, shots: int | None, seeds: Sequ
 def seed_part(seed: int) -> str:
     """What a setting's name says of the seed."""
     return f"-seed_{seed}" if seed else ""
+
+
+def unfinished(
+    args: Args, train: Features, test: Features, names: Sequence[str], method: str, end: str, shots: int | None,
+    seeds: Sequence[int],
+) -> list[str]:  # fmt: skip
+    """The features whose probes must be trained: grid needs all of them to choose the best one.
+
+    Raises UserError, before anything is trained, where a folder holds a run of another configuration.
+    """
+    settings = {name: settings_of(name, method, end, shots, seeds) for name in names}
+    if method == "grid" and len(names) > 1:
+        settings[BEST_FEATURE] = settings_of(BEST_FEATURE, method, end, shots, seeds)
+    wanted = [name for name in settings if not all(
+        is_finished(args, train, test, setting, names) for setting in settings[name]
+    )]  # fmt: skip
+    for setting in (setting for name in wanted for setting in settings[name]):
+        folder, config = run_of(args, train, test, setting, names)
+        if differences(folder, config) - {*REPLACED_KEYS}:
+            refuse_difference(folder, read_record(folder)["config"] | {"chosen": None}, config | {"chosen": None})
+    return list(names) if BEST_FEATURE in settings and wanted else wanted
 
 
 class Source(NamedTuple):
@@ -255,7 +277,7 @@ def trained_answers(
     if len(heads) > 1:
         name, head = max(heads, key=lambda item: item[1].accuracy)
         chosen = replace(head.result, choice=f"{name}, {head.result.choice}")
-        yield Answer(f"best_feature{end}{seed_part(seeds[0])}", chosen)
+        yield Answer(f"{BEST_FEATURE}{end}{seed_part(seeds[0])}", chosen)
 
 
 def epochs_of(args: Args, test: Features) -> int:
@@ -282,63 +304,82 @@ def probe_tags(args: Args, train: Features, setting: str) -> list[str]:
     benchmark = BENCHMARKS.get(train.config["benchmark"])
     papers = benchmark.paper_rows.get("train") if benchmark else None
     tags = [f"{len(train.rows):,} of {papers:,} train images"] if papers not in (None, len(train.rows)) else []
-    is_trained = not any(f"-{method}" in setting for method in METHODS[2:])
     default = epochs_of(Args(args.train, args.test), train)
-    if is_trained and args.epochs not in (None, default):
+    if has_epochs(setting) and args.epochs not in (None, default):
         tags.append(f"{args.epochs} epochs")
     return tags
 
 
-def run_of(args: Args, train: Features, test: Features, setting: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of a probe's run, and its configuration without what was chosen."""
+def has_epochs(setting: str) -> bool:
+    """Whether the probe of a setting is trained for a number of epochs."""
+    return not any(f"-{method}" in setting for method in METHODS[2:])
+
+
+def run_of(
+    args: Args, train: Features, test: Features, setting: str, names: Sequence[str] = ()
+) -> tuple[Path, dict[str, Any]]:  # fmt: skip
+    """The folder of a probe's run, and its configuration without what was chosen; `names`: all features."""
+    given = {"epochs": args.epochs if has_epochs(setting) else None}
+    if setting.startswith(BEST_FEATURE):
+        given["features"] = sorted(names)
     if is_clip(train):
         setting = setting if train.config["model"] == "pixels" else setting.replace("image", PAPERS_CLIP_SETTING, 1)
     elif not setting.startswith("position_") and (name := other_template(train.config)):
         setting += f"-{name}"
     keys = (*SAME_KEYS, "verified", "split", "limit", "manifest", "tags")
     config = {"script": "probe", "kind": "probe"} | {key: test.config[key] for key in keys if key in test.config}
-    config |= {"setting": setting, "epochs": args.epochs, "train_rows": train.rows_hash, "test_rows": test.rows_hash}
+    config |= {"setting": setting, **given, "train_rows": train.rows_hash, "test_rows": test.rows_hash}
     config["tags"] = [*config["tags"], *probe_tags(args, train, setting)]
     folder = run_folder(args.out, "feature_analysis", f"{config['model']}-{config['benchmark']}-probe", setting, True)
     return folder, config
 
 
 def differences(folder: Path, config: dict[str, Any]) -> set[str]:
-    """The keys in which a run folder's configuration differs from another, without what was chosen."""
+    """The keys, without `chosen`, in which the run in a folder differs from a configuration; none without a run."""
+    if not (folder / "run.json").exists():
+        return set()
     return set(differing_keys(read_record(folder)["config"], config)) - {"chosen"}
 
 
-def is_finished(args: Args, train: Features, test: Features, setting: str) -> bool:
+def is_finished(args: Args, train: Features, test: Features, setting: str, names: Sequence[str] = ()) -> bool:
     """Whether this very run is finished, whatever it has chosen."""
-    folder, config = run_of(args, train, test, setting)
+    folder, config = run_of(args, train, test, setting, names)
     exists = (folder / "run.json").exists()
     return exists and bool(read_record(folder)["finished"]) and not differences(folder, config)
 
 
-def write_run(args: Args, train: Features, test: Features, answer: Answer) -> None:
-    """Write the answers of a probe as a finished run, and print its scores."""
+def write_run(args: Args, train: Features, test: Features, answer: Answer, names: Sequence[str] = ()) -> None:
+    """Write the answers of a probe as a finished run, where there is none yet, and print its scores."""
     from tqdm import tqdm
 
-    folder, config = run_of(args, train, test, answer.setting)
-    if (folder / "run.json").exists() and {*ROWS_KEYS} >= differences(folder, config) > set():
-        tqdm.write(f"Other images than in {folder}: its probe is replaced.")  # it was computed from stored features
-        shutil.rmtree(folder)
-    config["chosen"] = answer.result.choice
+    folder, config = run_of(args, train, test, answer.setting, names)
+    if not is_finished(args, train, test, answer.setting, names):
+        if changed := differences(folder, config):
+            if changed <= {*REPLACED_KEYS}:
+                tqdm.write(f"Other {'features' if 'features' in changed else 'images'} than in {folder}: its probe is "
+                           "replaced.")  # fmt: skip
+                shutil.rmtree(folder)
+        elif folder.exists():
+            shutil.rmtree(folder)  # all rows are written at once: those of an interrupted command are written again
+        save_predictions(folder, config | {"chosen": answer.result.choice}, test, answer.result)
+    score = score_run(folder).scores[0]
+    model, interval = label(score.model, ", ".join(score.tags)), f"[{score.low:.1f}, {score.high:.1f}]"
+    chosen = read_record(folder)["config"]["chosen"]
+    # Not `print`: a progress bar may be on the screen.
+    tqdm.write(f"{model}, {score.setting}, {score.dataset}: accuracy {score.value:.1f}% {interval}, n={score.n} "
+               f"({chosen}). Run: {folder}. Next: python feature_analysis/table.py")  # fmt: skip
+
+
+def save_predictions(folder: Path, config: dict[str, Any], test: Features, result: "ProbeResult") -> None:
+    """Write what a probe says of the test rows as a run."""
     names = config["classes"]
     first = first_index(names)  # equal names stand for the first, as in every accuracy by class index
     run = open_run(folder, config, [row.example_id for row in test.rows])
-    if not run.complete:
-        run.append([
-            Prediction(row.example_id, row.label, row.class_index, "", None, names[index], (first[names[index]],))
-            for row, index in zip(test.rows, answer.result.predictions.tolist(), strict=True)
-            if row.example_id not in run.done
-        ])  # fmt: skip
-    rows = run.finish()
-    score = score_run(folder, rows).scores[0]
-    model, interval = label(score.model, ", ".join(score.tags)), f"[{score.low:.1f}, {score.high:.1f}]"
-    # Not `print`: a progress bar may be on the screen.
-    tqdm.write(f"{model}, {score.setting}, {score.dataset}: accuracy {score.value:.1f}% {interval}, n={score.n} "
-               f"({answer.result.choice}). Run: {folder}. Next: python feature_analysis/table.py")  # fmt: skip
+    run.append([
+        Prediction(row.example_id, row.label, row.class_index, "", None, names[index], (first[names[index]],))
+        for row, index in zip(test.rows, result.predictions.tolist(), strict=True)
+    ])  # fmt: skip
+    run.finish()
 
 
 if __name__ == "__main__":

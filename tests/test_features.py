@@ -330,7 +330,7 @@ def test_every_probe_learns_and_chooses_without_the_test_rows():
     rows = probing.few_shot_rows(ids, labels.tolist(), 3, seed=0)
     assert torch.bincount(labels[rows]).tolist() == [3] * 5
     assert rows.tolist() != probing.few_shot_rows(ids, labels.tolist(), 3, seed=1).tolist()
-    assert len(data.subset(rows).train) == 15 and torch.equal(data.subset(rows).train[:], features[rows])
+    assert torch.equal(data.train.subset(rows)[:], features[rows])
 
 
 def test_the_papers_probe_chooses_its_epoch_on_held_out_rows():
@@ -458,6 +458,35 @@ def test_a_probe_of_other_images_is_replaced(pair, tiny, tmp_path, capsys):
     assert len(read_run(tmp_path / "runs" / "p-last_token")[1]) == 8
     with pytest.raises(UserError, match="holds a run of another configuration .epochs: 3 there, 4 now"):
         probe(pair, tmp_path, **options | {"epochs": 4})
+    probe(pair, tmp_path, **options | {"method": ("centroid",), "epochs": 4})  # has no epochs
+    capsys.readouterr()
+    probe(pair, tmp_path, **options | {"method": ("centroid",)})
+    assert "the centroid probe is finished" in capsys.readouterr().out
+
+
+def test_the_best_feature_is_chosen_among_all_features(pair, tmp_path, capsys):
+    """Also where single features are finished, and where a command stopped before the best one was written."""
+    options = {"method": ("grid",), "features": ("avg_token", "last_token")}
+    probe(pair, tmp_path, method=("grid",), features=("last_token",))
+    probe(pair, tmp_path, **options)
+    best = tmp_path / "runs" / "p-best_feature-grid"
+    record, rows = read_run(best)
+    assert record["config"]["features"] == ["avg_token", "last_token"]
+    shutil.rmtree(best)
+    kept = tmp_path / "runs" / "p-avg_token-grid" / "predictions.jsonl"
+    before = kept.stat().st_mtime_ns
+    probe(pair, tmp_path, **options)
+    assert read_run(best)[0]["config"] == record["config"] and read_run(best)[1] == rows
+    assert kept.stat().st_mtime_ns == before
+    (best / "run.json").write_text((best / "run.json").read_text().replace(record["finished"], ""))
+    capsys.readouterr()
+    probe(pair, tmp_path, **options)  # as after a kill between its rows and its end
+    assert read_run(best)[0]["finished"] and "finished" not in capsys.readouterr().out
+    probe(pair, tmp_path, **options)
+    assert "2 of 2 features: the grid probe is finished" in capsys.readouterr().out
+    probe(pair, tmp_path, **options | {"features": ("last_token", "avg_token", "image_token")})
+    assert "Other features than in" in capsys.readouterr().out
+    assert read_run(best)[0]["config"]["features"] == ["avg_token", "image_token", "last_token"]
 
 
 def test_of_equal_class_names_either_is_right(pair, tmp_path, capsys):

@@ -104,9 +104,19 @@ def test_the_script_writes_the_accuracy_by_layer_and_third(tiny, own, tmp_path):
         ("middle", "2", "1"), ("rare", "1", "0"), ("rare", "2", "0"),
     ]  # fmt: skip
     assert read_values(tmp_path / "run")[1]["values"].shape == (3, 2)
-    (tmp_path / "counts.csv").write_text("class,count\ncat,100\n")
-    with pytest.raises(UserError, match="counts.csv has no count of 'dog', and of 1 other classes"):
-        module.main(module.Args(**settings, frequency=tmp_path / "counts.csv"))
+    shares = (tmp_path / "run" / "lens.csv").read_text()
+    (tmp_path / "counts.csv").write_text("class,stage,count\ncat,total,100\ncat,one,1\ndog,one,1\nhorse,one,50\n"
+                                         "dog,total,10\nhorse,total,1\nhorse,two,60\n")  # fmt: skip
+    module.main(module.Args(**settings, frequency=tmp_path / "counts.csv"))  # the total alone
+    assert (tmp_path / "run" / "lens.csv").read_text() == shares
+    for text, message in (
+        ("class,count\ncat,100\n", "counts.csv has no count of 'dog', and of 1 other classes"),
+        ("class,count\ncat\n", "counts.csv is no CSV file with the columns class and count"),
+        ("class,count\ncat,1\ndog,2\nhorse,3\ncat,4\n", "counts.csv has 'cat' twice"),
+    ):
+        (tmp_path / "counts.csv").write_text(text)
+        with pytest.raises(UserError, match=message):
+            module.main(module.Args(**settings, frequency=tmp_path / "counts.csv"))
 
 
 def test_the_script_patches_pairs(tiny, own, tmp_path, monkeypatch):
@@ -129,6 +139,8 @@ def test_the_script_patches_pairs(tiny, own, tmp_path, monkeypatch):
     one, five = (tmp_path / f"run-{number}" for number in (1, 5))
     assert (one / "predictions.jsonl").read_bytes() == (five / "predictions.jsonl").read_bytes()
     assert (one / "patch.csv").read_bytes() == (five / "patch.csv").read_bytes()
+    with pytest.raises(UserError, match="another configuration .donor_pool"):  # its donors are others
+        module.main(module.Args(what="patch", out=one, limit=6, **settings))
     with open(one / "patch.csv", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["classes"] == "all"]
     shares = {(row["positions"], row["layer"]): row["accuracy"] for row in rows}
@@ -195,8 +207,11 @@ def test_attention_heads_stand_beside_a_probe_and_tip_adapter(tiny, own, tmp_pat
         "clip_train": tmp_path / "clip-vit-l-336-train",
         "clip_test": tmp_path / "clip-vit-l-336-test",
     }
+    capsys.readouterr()
     module.main(module.Args(what="heads", shots=4, out=tmp_path / "runs" / "h", **folders))
     printed = capsys.readouterr().out
+    module.main(module.Args(what="heads", shots=4, out=tmp_path / "runs" / "h", **folders))
+    assert capsys.readouterr().out == printed
     for setting in (
         "heads_1-4_shots",
         "heads_all-4_shots",

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,12 +23,6 @@ class ProbeData:
     test: Matrix  # [test rows, width]
     class_count: int
     device: str = "cpu"
-
-    def subset(self, rows: Tensor) -> "ProbeData":
-        """The same with some of the train rows, by indices [rows]."""
-        return replace(
-            self, train=self.train.subset(rows), classes=self.classes[rows], held_out=self.held_out[rows]
-        )  # fmt: skip
 
     @property
     def inner(self) -> tuple[Matrix, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlmclassifier.ranking.ranker import Ranker
 from vlmclassifier.records import UserError
 from vlmclassifier.vlm import Batch
+from vlmclassifier.vlm.hidden import text_behind_image
 
 POSITIONS = ("last", "text", "image", "all")  # text: the tokens behind the image, without the last
 SAME_INPUTS = ("input_ids", "image_grid_thw")  # 2 x 8 patches are as many as 8 x 2, at other positions
@@ -83,9 +84,8 @@ def position_mask(ranker: Ranker, batch: Batch, positions: str) -> Tensor:
     is_image = (batch.inputs["input_ids"] == ranker.vlm.model.config.image_token_id) & is_prompt
     is_last = torch.zeros_like(is_prompt)
     is_last[:, -1] = True
-    behind_image = is_image.flip(1).cumsum(dim=1).flip(1) == 0  # no image token at or behind it
     return {
-        "last": is_last, "image": is_image, "all": is_prompt, "text": behind_image & is_prompt & ~is_last,
+        "last": is_last, "image": is_image, "all": is_prompt, "text": text_behind_image(is_prompt, is_image),
     }[positions]  # fmt: skip
 
 

@@ -5,7 +5,6 @@ step holds or copies the whole, and the files are the same whatever was interrup
 examples it holds, with their labels; the index, written at the end, says where each example of the order is.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmclassifier.records import Example, UserError
+from vlmclassifier.runs.provenance import ids_hash
 from vlmclassifier.runs.record import now, read_record, replace_file, write_record
 from vlmclassifier.runs.store import Run, open_run
 
@@ -67,7 +67,7 @@ class FeatureRun(Run):
         from safetensors.torch import save_file
 
         rows = [[example.id, example.label, example.class_index] for example in examples]
-        digest = hashlib.sha256("\n".join(example.id for example in examples).encode()).hexdigest()
+        digest = ids_hash([example.id for example in examples])
         # Named by its examples: after a change of the manifest no shard takes another's place.
         shard = self.folder / f"features-{self._number[examples[0].id]:08}-{digest[:8]}.safetensors"
         new = shard.with_name(f".{shard.name}.{os.getpid()}")
@@ -237,7 +237,7 @@ class Features:
     @cached_property
     def rows_hash(self) -> str:
         """A hash of the examples in their order."""
-        return hashlib.sha256("\n".join(row.example_id for row in self.rows).encode()).hexdigest()
+        return ids_hash([row.example_id for row in self.rows])
 
     def width(self, name: str) -> int:
         """Numbers per row of a feature. Raises UserError for one that the run does not have."""

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import os
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def fingerprint(checkpoint: Path) -> str:
     with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
         lines = [f"{file.name} {value}\n" for file, value in zip(files, pool.map(digest, files), strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def ids_hash(ids: Sequence[str]) -> str:
+    """SHA-256 of example ids in their order."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -70,7 +70,7 @@ def _hooks(model: nn.Module, decoder: nn.Module, layers: Sequence[str], states: 
     def keep_input(name: str, argument: str, last_token: bool = False) -> Any:
         def keep(module: nn.Module, arguments: tuple, options: dict) -> None:
             values = options[argument] if argument in options else arguments[0]
-            states[name] = values[:, -1] if last_token else values
+            states[name] = values[:, -1].clone() if last_token else values  # a view would keep all tokens' values
 
         return keep
 
@@ -197,11 +197,15 @@ def text_masks(mask: Tensor, is_image: Tensor) -> dict[str, Tensor]:
     A kind that not every prompt has is left out.
     """
     from_image_on = is_image.cumsum(dim=1) > 0  # [batch, tokens]
-    behind_image = is_image.flip(1).cumsum(dim=1).flip(1) == 0  # [batch, tokens] no image token at or behind it
-    behind = behind_image & mask
-    behind[:, -1] = False
-    masks = {"text_before_image": mask & ~from_image_on, "text_behind_image": behind}
+    masks = {"text_before_image": mask & ~from_image_on, "text_behind_image": text_behind_image(mask, is_image)}
     return {kind: tokens for kind, tokens in masks.items() if tokens.any(dim=1).all()}
+
+
+def text_behind_image(mask: Tensor, is_image: Tensor) -> Tensor:
+    """The tokens of a prompt behind the last image token, without the prompt's last: bool [batch, tokens]."""
+    behind = (is_image.flip(1).cumsum(dim=1).flip(1) == 0) & mask  # no image token at or behind it
+    behind[:, -1] = False
+    return behind
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
