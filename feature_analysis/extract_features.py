@@ -3,6 +3,7 @@
     python feature_analysis/extract_features.py --model llava-1.5-7b --benchmark flowers --split train
     python feature_analysis/extract_features.py --model llava-1.5-7b --benchmark flowers
     python feature_analysis/extract_features.py --model clip-vit-l-336 --benchmark flowers --split train
+    python feature_analysis/extract_features.py --model ViT-B-32/laion2b_s34b_b79k --kind clip --benchmark flowers
     python feature_analysis/extract_features.py --benchmark flowers --template llava-v1 --positions 0 100 600 -2 -1
     python feature_analysis/extract_features.py --benchmark flowers --layers all --control random --seed 3
 
@@ -41,6 +42,8 @@ PIXELS, SIDE = "pixels", 16  # --model pixels: images of 16 x 16 pixels
 class Args(RunArgs, DataArgs, ModelArgs):
     """Arguments."""
 
+    kind: Literal["vlm", "clip"] = "vlm"
+    """What a --model is that is not registered: vlm (hub id or folder) or clip (open_clip's NAME/TAG or folder)."""
     positions: tuple[int, ...] = ()
     """Single tokens of the prompt to keep: 0 is the first, -1 the last."""
     layers: tuple[str, ...] = ("last",)
@@ -65,7 +68,7 @@ def main(args: Args) -> None:
     """Check everything, extract what is pending, say what comes next."""
     # ---- check
     cli.check_positive(limit=args.limit, batch_size=args.batch_size)
-    spec = find_any_model(args.model)
+    spec = find_any_model(args.model, args.kind)
     if args.template:
         own = TEMPLATES.get(spec.template or "", "")
         if ("<image>" in own) != ("<image>" in TEMPLATES[args.template]):
@@ -113,11 +116,11 @@ def main(args: Args) -> None:
               "--test DIR, with the folders of the train and the test split")  # fmt: skip
 
 
-def find_any_model(key: str) -> ModelSpec:
-    """The spec of a VLM, of a CLIP model that is registered, or of PIXELS. Raises UserError."""
+def find_any_model(key: str, kind: Literal["vlm", "clip"]) -> ModelSpec:
+    """The spec of a model; `kind`: of one that is not registered. Raises UserError."""
     if key == PIXELS:
         return ModelSpec(PIXELS, "clip", None)
-    return find_model(key, "clip" if key in MODELS and MODELS[key].kind == "clip" else "vlm")
+    return find_model(key, "clip" if key in MODELS and MODELS[key].kind == "clip" else kind)
 
 
 def find_checkpoint(spec: ModelSpec, weights: Path | None) -> Path | None:

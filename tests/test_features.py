@@ -252,6 +252,9 @@ def test_features_of_clip_are_its_embeddings(tiny, own, tmp_path):
     images = [open_image(own.folder / row.example_id) for row in features.rows]
     expected = load_clip("clip-vit-l-336", tiny / "clip-vit-l-336").encode_images(images)
     assert (all_of(features, "image") - expected).abs().max() <= 1e-6
+    folder = shutil.copytree(tiny / "clip-vit-l-336", tmp_path / "my-clip")  # not registered
+    features = extract(tmp_path / "own", None, str(folder), kind="clip", **own.args)
+    assert (all_of(features, "image") - expected).abs().max() <= 1e-6
 
 
 @pytest.mark.slow
@@ -541,7 +544,7 @@ def test_features_that_are_not_finite_are_refused_with_their_image(pair, tmp_pat
         probe(pair, tmp_path, test=broken, features=("last_token",))
 
 
-def test_the_launchers_fill_the_tables_on_real_photographs(realdata, tiny, tmp_path):
+def test_the_launchers_fill_the_tables_on_real_photographs(realdata, tiny, tmp_path, monkeypatch):
     """The whole section with a miniature LLaVA, a miniature BLIP-2 and a miniature CLIP."""
     models = ("llava-1.5-7b", "blip2-2.7b", "clip-vit-l-336")
     lines = ["[models]", *(f"'{key}' = '{tiny / key}'" for key in models), "[benchmarks]", f"caltech = '{realdata}'"]
@@ -563,6 +566,19 @@ def test_the_launchers_fill_the_tables_on_real_photographs(realdata, tiny, tmp_p
         run_script("feature_analysis/locate.py", "lens", "--model", model, "--benchmark", "caltech", "--limit", 6,
                    "--out", out, env=env)  # fmt: skip
         assert (out / "lens.csv").read_text().count(",caltech,all,") == 2  # layers
+    heads = {split: tmp_path / f"heads-{split}" for split in ("train", "test")}
+    for split, folder in heads.items():
+        extract(folder, tiny / models[0], benchmark="caltech", data_root=realdata, split=split, heads=True)
+    locate = script("feature_analysis/locate.py")
+    locate.main(locate.Args(what="heads", shots=2, out=tmp_path / "runs" / "h", **heads))
+    assert len(list((tmp_path / "runs").glob("*/classes.csv"))) == 3  # the best head, all four, and the probe
+    # Miniatures rank one name first for every photograph, so the donors are given: the next image of each.
+    next_of = lambda ids, *rest: [(place + 1) % len(ids) for place in range(len(ids))]  # noqa: E731
+    monkeypatch.setattr("vlmclassifier.ranking.patching.draw_donors", next_of)
+    for model in models[:2]:
+        locate.main(locate.Args(what="patch", model=model, weights=tiny / model, benchmark="caltech",
+                                data_root=realdata, limit=4, out=tmp_path / f"{model}-patch"))  # fmt: skip
+        assert ",all,all,0,100.000," in (tmp_path / f"{model}-patch" / "patch.csv").read_text()
 
 
 def test_the_table_names_the_template_that_matches_the_paper():
