@@ -15,6 +15,7 @@ model's accuracy. slopes.csv has the regression of the log-odds on all sources a
 classes.csv the single classes.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 TOTAL = "total"
-CLASS, ACCURACY, IMAGES = "class", "accuracy", "n"
+CLASS, ACCURACY, IMAGES, RIGHT, REFERENCE = "class", "accuracy", "n", "right", "reference"
+REFERENCE_IMAGES = "reference_n"
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Args:
     match_spelling: bool = False
     """Match class names whatever their case, with underscores as spaces."""
     out: Path | None = None
-    """Folder of the results; default: outputs/data_analysis/RUN."""
+    """Folder of the results; default: outputs/data_analysis/RUN, or RUN-COUNTS for other rules or files of counts."""
 
 
 def main(args: Args) -> None:
@@ -59,15 +61,17 @@ def main(args: Args) -> None:
     # ---- join
     classes, model = read_accuracy(args.accuracy, args.accuracy_column, args.match_spelling)
     sources = read_frequency(args.frequency, args.frequency_column, args.match_spelling)
-    out = args.out or OUTPUTS / "data_analysis" / (args.accuracy.name if args.accuracy.is_dir() else args.accuracy.stem)
+    model["counts"] = counts_name(args.frequency)
+    out = args.out or default_folder(args, model["counts"])
     out.mkdir(parents=True, exist_ok=True)
     joined = join(classes, sources, args, out)
     names = [name for name in sources.columns if name != CLASS]
     if args.reference:
         reference, _ = read_accuracy(args.reference, args.reference_column, args.match_spelling)
-        reference = reference[[CLASS, ACCURACY]].rename(columns={ACCURACY: "reference"}).drop_duplicates(CLASS)
+        reference = reference.drop(columns=RIGHT, errors="ignore")
+        reference = reference.rename(columns={ACCURACY: REFERENCE, IMAGES: REFERENCE_IMAGES})
         joined = joined.merge(reference, how="left", on=CLASS)
-        if missing := list(joined.loc[joined["reference"].isna(), CLASS]):
+        if missing := list(joined.loc[joined[REFERENCE].isna(), CLASS]):
             raise UserError(
                 f"{args.reference} has no accuracy of {missing[0]!r} and of {len(missing) - 1} other classes: give a "
                 "run on the same class list."
@@ -86,6 +90,23 @@ def main(args: Args) -> None:
         files.append(write_csv(out / "slopes.csv", [model | row for row in slopes]))
     report(model, rows, slopes)
     print("Written: " + ", ".join(str(file) for file in files) + ". Next: python data_analysis/table.py")
+
+
+def counts_name(file: Path) -> str:
+    """The rules by which count_classes.py has counted, or the name of another file. Raises UserError."""
+    rules = file.with_suffix(".json")
+    if not rules.exists():
+        return file.stem
+    try:
+        return json.loads(rules.read_text(encoding="utf-8"))["rules"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{rules} does not say the rules of the counts: count again with count_classes.py.") from None
+
+
+def default_folder(args: Args, counts: str) -> Path:
+    """The folder of the results of one run and one way of counting."""
+    name = args.accuracy.name if args.accuracy.is_dir() else args.accuracy.stem
+    return OUTPUTS / "data_analysis" / (name if counts == "default" else f"{name}-{counts}")
 
 
 def read_csv(file: Path) -> "DataFrame":
@@ -114,10 +135,22 @@ def numbers(table: "DataFrame", column: str, file: Path) -> "DataFrame":
     return table.assign(**{column: values})
 
 
-def spelled(table: "DataFrame", match_spelling: bool) -> "DataFrame":
-    """The table with its classes as they are compared."""
+def spelled(table: "DataFrame", match_spelling: bool, file: Path) -> "DataFrame":
+    """The table with its classes as they are compared. Raises UserError for a class without a name."""
+    if table[CLASS].isna().any():
+        row = int(table[CLASS].isna().to_numpy().nonzero()[0][0])
+        raise UserError(f"{file} row {row + 2} has no class: fix it.")
     names = table[CLASS].str.strip()
     return table.assign(**{CLASS: names.str.replace("_", " ").str.lower() if match_spelling else names})
+
+
+def check_single(table: "DataFrame", file: Path, *keys: str) -> None:
+    """Raise UserError for two rows of one class, which would be counted as two."""
+    keys = keys or (CLASS,)
+    doubled = table[table.duplicated(list(keys))]
+    if len(doubled):
+        what = " of ".join(repr(doubled.iloc[0][key]) for key in keys)
+        raise UserError(f"{file} has {what} twice (or two spellings of it): leave one row per class.")
 
 
 def read_accuracy(source: Path, column: str, match_spelling: bool) -> tuple["DataFrame", dict[str, str]]:
@@ -131,28 +164,52 @@ def read_accuracy(source: Path, column: str, match_spelling: bool) -> tuple["Dat
         file = source
         name = source.stem if column == ACCURACY else column
         model = {"model": display_name(name), "tags": "", "setting": column, "dataset": source.stem}
-    table = numbers(read_csv(file), column, file).rename(columns={column: ACCURACY})
+    table = numbers(read_csv(file), column, file)
+    table = table.assign(**{ACCURACY: table[column]})
     if not table[ACCURACY].between(0, 100).all():
         raise UserError(f"{file}: the column {column!r} is no accuracy in percent (0 to 100): choose another one.")
-    kept = [CLASS, ACCURACY, *(name for name in (IMAGES, "right") if name in table)]
-    return spelled(table[kept], match_spelling), model
+    if IMAGES in table:
+        table = numbers(table, IMAGES, file)
+        if (table[IMAGES] <= 0).any():
+            raise UserError(f"{file}: the column {IMAGES!r}, the number of images, is not above 0: fix it.")
+    kept = [CLASS, ACCURACY, *(name for name in (IMAGES, RIGHT) if name in table and column == ACCURACY)]
+    table = spelled(table[kept], match_spelling, file)
+    if source.is_dir():  # classes of one name are counted as one in texts
+        table = table.groupby(CLASS, sort=False)[[IMAGES, RIGHT]].sum().reset_index()
+        table = table.assign(**{ACCURACY: 100 * table[RIGHT] / table[IMAGES]})
+    check_single(table, file)
+    return table, model
 
 
 def read_frequency(file: Path, columns: Sequence[str], match_spelling: bool) -> "DataFrame":
     """Class and one column of counts per source: the columns, or the stages of count_classes.py. Raises UserError."""
-    table = read_csv(file)
+    table = spelled(read_csv(file), match_spelling, file)
     for column in columns:
         table = numbers(table, column, file)
         if (table[column] < 0).any():
             raise UserError(f"{file}: the column {column!r} has negative counts: choose another one.")
     if "stage" in table:
-        order = list(dict.fromkeys(table["stage"]))
-        table = table.pivot_table(index=CLASS, columns="stage", values=columns[0], sort=False)[order].reset_index()
+        table = stages_as_columns(table, columns, file)
     else:
+        check_single(table, file)
         table = table[[CLASS, *columns]]
-    if doubled := list(table.loc[table[CLASS].duplicated(), CLASS]):
-        raise UserError(f"{file} has {doubled[0]!r} twice: leave one row per class.")
-    return spelled(table, match_spelling)
+    taken = {ACCURACY, IMAGES, RIGHT, REFERENCE, REFERENCE_IMAGES}
+    if clash := [name for name in table.columns if name in taken]:
+        raise UserError(f"{file}: a source cannot be called {clash[0]!r}, as the results are: rename it.")
+    return table
+
+
+def stages_as_columns(table: "DataFrame", columns: Sequence[str], file: Path) -> "DataFrame":
+    """One row per class and one column per stage. Raises UserError where a class is not in every stage once."""
+    if len(columns) > 1:
+        raise UserError(f"{file} has stages, which are the sources: give one --frequency-column.")
+    check_single(table, file, CLASS, "stage")
+    order = list(dict.fromkeys(table["stage"]))
+    wide = table.pivot(index=CLASS, columns="stage", values=columns[0])[order]
+    if wide.isna().any(axis=None):
+        name, stage = wide.isna().stack().idxmax()
+        raise UserError(f"{file} has no count of {name!r} in stage {stage!r}: add it (0 where it is never named).")
+    return wide.reset_index()
 
 
 def join(classes: "DataFrame", sources: "DataFrame", args: Args, out: Path) -> "DataFrame":
@@ -197,7 +254,7 @@ def correlations(joined: "DataFrame", source: str) -> list[dict[str, Any]]:
             statistics |= {"spearman_of_bins": binned_spearman, "spearman_of_10_bins": equal_binned_spearman}
         for name, statistic in statistics.items():
             rows.append({"source": source, "classes": subset, "statistic": name} | correlate(x, y, statistic)._asdict())
-        for given, column in (("reference", "reference"), ("images", IMAGES)):
+        for given, column in ((REFERENCE, REFERENCE), ("images", IMAGES)):
             if column not in part or part[column].nunique() < 2:
                 continue
             found = correlate(x, y, partial_spearman, part[column].to_numpy(float))
@@ -231,9 +288,10 @@ def slope_rows(joined: "DataFrame", sources: Sequence[str]) -> list[dict[str, An
         models["together"] = several
     rows = []
     for model, predictors in models.items():
-        for given in ("", "reference") if "reference" in joined else ("",):
+        for given in ("", REFERENCE) if REFERENCE in joined else ("",):
             if given:
-                odds = log_odds(joined["reference"].to_numpy(float) / 100, n)
+                reference_n = joined[REFERENCE_IMAGES].to_numpy(float) if REFERENCE_IMAGES in joined else n
+                odds = log_odds(joined[REFERENCE].to_numpy(float) / 100, reference_n)
                 predictors = predictors | {"reference's log-odds": odds}
             try:
                 found = logistic_slopes(right, n, predictors)

@@ -9,7 +9,8 @@ A sentence counts once for every class whose tokens it has side by side: nltk's 
 Penn-Treebank tokens. Files are streamed, tokenised in parallel, and their tokens are kept in OUT/tokens, so that a
 later count of other classes reads them. Writes for every benchmark BENCHMARK.csv (class, stage, count, sentences, and
 the sentences by the form of the name), BENCHMARK-examples.csv (sentences for the reader's own check) and
-BENCHMARK-zero.csv (classes that are never named, and which forms of their names occur).
+BENCHMARK-zero.csv (classes that are never named, and which forms of their names occur); the rules are in
+BENCHMARK.json.
 """
 
 import json
@@ -128,6 +129,12 @@ def wanted_forms(args: Args) -> Form:
     return forms
 
 
+def rules_name(args: Args) -> str:
+    """What tables call the rules of a count."""
+    flags = ("reference_rules", "plurals", "hyphens", "synonyms", "longest")
+    return "+".join(flag for flag in flags if getattr(args, flag)) or "default"
+
+
 def write_counts(args: Args, matcher: ClassMatcher, key: str, found: dict[str, StageCounts]) -> list[Path]:
     """The three tables of one class list. Prints the share of classes that are never named."""
     numbers = [number for number, (of_list, _) in enumerate(matcher.classes) if of_list == key]
@@ -157,7 +164,7 @@ def write_counts(args: Args, matcher: ClassMatcher, key: str, found: dict[str, S
     examples = [{"class": names[number], "stage": stage, "sentence": sentence} for number in numbers
                 for stage, counts in found.items() for sentence in counts.examples.get(number, ())]  # fmt: skip
     zero = [zero_row(matcher, number, found) for number in numbers if totals[number] == 0]
-    rules = {"forms": str(wanted_forms(args)), "reference_rules": args.reference_rules}
+    rules = {"rules": rules_name(args), "forms": str(wanted_forms(args))}
     (args.out / f"{key}.json").write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
     return [
         write_csv(args.out / f"{key}.csv", rows, ["class", "stage", "count", "sentences", "partial", *columns]),

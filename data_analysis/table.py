@@ -22,10 +22,12 @@ PAPER = Path(__file__).parent / "paper.csv"
 TABLES = ("table11", "appendix_b6")
 STAGES = {"total": "pretrain_and_instruct"}  # our name of a source -> the paper's setting; the others are the same
 PAPERS_SETTINGS = ("open_world", "closed_world", "linear", "last_token")  # runs that the paper's rows are about
+PAPERS_COUNTS = ("default", "reference_rules")  # rules of counting that the paper's rows are compared with
 KEYS = ["model", "dataset", "source", "statistic"]
 LEGEND = """Coefficients over classes: ours [95% bootstrap interval] (the paper's). spearman and pearson are of the
 counts, as in the paper; pearson_log is of log10(1 + count). p: share of shuffled classes with a Spearman coefficient as
-far from 0. Rows with tags in parentheses are not compared with the paper."""
+far from 0. counts: the rules of count_classes.py, or the file of other counts. Rows with tags in parentheses and other
+counts than default and reference_rules are not compared with the paper."""
 
 
 @dataclass
@@ -67,14 +69,15 @@ def compare(ours: "DataFrame") -> "DataFrame":
     ours = ours.assign(source=ours["source"].replace(STAGES))
     joined = ours.merge(papers, how="left", on=KEYS)
     is_compared = (joined["tags"] == "") & joined["setting"].isin(PAPERS_SETTINGS)
+    is_compared &= joined["counts"].isin(PAPERS_COUNTS)
     joined.loc[~is_compared, "paper"] = None
     known = set(joined.loc[joined["paper"].notna(), KEYS].itertuples(index=False, name=None))
     missing = [row not in known for row in papers[KEYS].itertuples(index=False, name=None)]
-    return pd.concat([joined, papers[missing].assign(tags="", setting="")], ignore_index=True)
+    return pd.concat([joined, papers[missing].assign(tags="", setting="", counts="")], ignore_index=True)
 
 
 def wide_table(joined: "DataFrame") -> "DataFrame":
-    """One row per model, setting, data set and source; one column per coefficient, and the p of Spearman's."""
+    """One row per model, setting, data set, counts and source; one column per coefficient, and the p of Spearman's."""
     import pandas as pd
 
     names = ("spearman", "pearson", "pearson_log", "spearman_given_reference")
@@ -82,7 +85,7 @@ def wide_table(joined: "DataFrame") -> "DataFrame":
     for row in joined.itertuples():
         if row.statistic not in names:
             continue
-        cells = rows.setdefault((label(row.model, row.tags), row.setting, row.dataset, row.source), {})
+        cells = rows.setdefault((label(row.model, row.tags), row.setting, row.dataset, row.counts, row.source), {})
         paper = "" if row.paper != row.paper else f" ({row.paper:.2f})"
         if row.value != row.value:
             cells[row.statistic] = f"missing{paper}"
@@ -92,7 +95,7 @@ def wide_table(joined: "DataFrame") -> "DataFrame":
             cells |= {"classes": f"{row.n:.0f}", "p": f"{row.p:.4f}"}
     columns = ["classes", *names, "p"]
     body = [[*key, *(cells.get(column, "") for column in columns)] for key, cells in sorted(rows.items())]
-    return pd.DataFrame(body, columns=["model", "setting", "dataset", "source", *columns])
+    return pd.DataFrame(body, columns=["model", "setting", "dataset", "counts", "source", *columns])
 
 
 if __name__ == "__main__":

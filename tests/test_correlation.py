@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ from vlmclassifier.scoring.correlation import (
     pearson_log,
     spearman,
 )
+
+
+def test_a_constant_does_not_correlate():
+    large = np.full(5, 1e9 + 0.1)
+    assert np.isnan(correlation.pearson(np.arange(5.0), large)) and np.isnan(correlation.pearson(large, np.arange(5.0)))
+    assert correlation.pearson(1e-12 * np.arange(5), np.arange(5)) == pytest.approx(1)
 
 
 def test_coefficients_equal_scipys():
@@ -125,6 +132,7 @@ def test_tables_are_joined_and_names_without_a_partner_are_told(tmp_path, monkey
     assert "2 classes are in" in printed and "newt, sea lion" in printed and "Sea_lion, emu" in printed
     assert {row["source"] for row in rows} == {"a", "b", "total"} and {row["n"] for row in rows} >= {"3"}
     rows = run(counts, accuracies, tmp_path, match_spelling=True)
+    assert "no regression on together: the predictors depend on each other" in capsys.readouterr().out
     assert next(row for row in rows if row["classes"] == "all")["n"] == "4"
     assert any(row["statistic"] == "spearman_given_images" for row in rows)
     assert (tmp_path / "out" / "slopes.csv").exists() and (tmp_path / "out" / "bins.csv").exists()
@@ -136,14 +144,76 @@ def test_tables_are_joined_and_names_without_a_partner_are_told(tmp_path, monkey
         ((write(tmp_path / "b.csv", "name,count", "x,1"), accuracies, {}), "has no column 'class'; it has name, count"),
         ((write(tmp_path / "c.csv", "class,count", "cat,many"), accuracies, {}), "row 2: 'count' of 'cat' is no"),
         ((write(tmp_path / "d.csv", "class,count", "cat,1", "cat,2"), accuracies, {}), "has 'cat' twice"),
-        ((counts, counts, {"accuracy_column": "sentences", "frequency_column": ("more",)}), "has no column 'more'"),
+        ((counts, accuracies, {"frequency_column": ("more",)}), "has no column 'more'"),
         ((counts, other, {"accuracy_column": "count", "match_spelling": True}), "share 0 classes"),
         ((counts, write(tmp_path / "e.csv", "class,accuracy", "cat,300"), {}), "is no accuracy in percent"),
         ((counts, accuracies, {"reference": write(tmp_path / "f.csv", "class,accuracy", "cat,3")}), "no accuracy of"),
+        ((write(tmp_path / "g.csv", "class,count", "sea_lion,1", "Sea lion,2"), accuracies, {"match_spelling": True}),
+         "has 'sea lion' twice .or two spellings"),
+        ((counts, write(tmp_path / "h.csv", "class,accuracy", "cat,1", "cat,2"), {}), "has 'cat' twice"),
+        ((counts, accuracies, {"frequency_column": ("count", "sentences")}), "give one --frequency-column"),
+        ((write(tmp_path / "i.csv", "class,stage,count", "cat,a,1", "cat,a,2"), accuracies, {}), "'cat' of 'a' tw"),
+        ((write(tmp_path / "j.csv", "class,stage,count", "cat,a,1", "dog,b,2"), accuracies, {}), "count of 'cat' in"),
+        ((write(tmp_path / "k.csv", "class,right", "cat,1"), accuracies, {"frequency_column": ("right",)}), "called"),
+        ((write(tmp_path / "l.csv", "class,count", ",1"), accuracies, {}), "l.csv row 2 has no class"),
+        ((counts, write(tmp_path / "m.csv", "class,accuracy,n", "cat,1,0"), {}), "is not above 0"),
     ]  # fmt: skip
     for (frequency, accuracy, options), message in cases:
         with pytest.raises(UserError, match=message):
             run(frequency, accuracy, tmp_path, **options)
+
+
+def test_two_counting_rules_of_one_run_stand_side_by_side(tmp_path, monkeypatch, capsys):
+    """Both are compared with the paper; other counts are not."""
+    monkeypatch.setattr(correlation, "RESAMPLES", 20)
+    module, table = script("data_analysis/correlate.py"), script("data_analysis/table.py")
+    monkeypatch.setattr(module, "OUTPUTS", tmp_path / "out")
+    (tmp_path / "r").mkdir()
+    names = list("abcdefgh")
+    accuracies = write(
+        tmp_path / "flowers.csv", "class,accuracy,n,acc", *(f"{c},{9 * n},20,3" for n, c in enumerate(names))
+    )
+    model = {"model": "LLaVA1.5-7B", "tags": "", "setting": "open_world", "dataset": "flowers"}
+    read = module.read_accuracy
+    monkeypatch.setattr(module, "read_accuracy", lambda *given: (read(*given)[0], dict(model)))
+    for folder, rules in ((tmp_path, "default"), (tmp_path / "r", "reference_rules"), (tmp_path / "r", "plurals")):
+        counts = write(
+            folder / f"{rules}.csv", "class,stage,count", *(f"{c},total,{n * n}" for n, c in enumerate(names))
+        )
+        counts.with_suffix(".json").write_text(json.dumps({"rules": rules}))
+        module.main(module.Args(counts, accuracies))
+    counts = write(tmp_path / "mine.csv", "class,count", *(f"{c},{n}" for n, c in enumerate(names)))
+    module.main(module.Args(counts, accuracies))
+    assert sorted(folder.name for folder in (tmp_path / "out" / "data_analysis").iterdir()) == [
+        "flowers", "flowers-mine", "flowers-plurals", "flowers-reference_rules"
+    ]  # fmt: skip
+    capsys.readouterr()
+    table.main(table.Args(tmp_path / "out" / "data_analysis"))
+    printed = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("| LLaVA1.5-7B ") and "flow" in line
+    ]
+    cells = {line.split("|")[4].strip(): line for line in printed}
+    assert set(cells) >= {"default", "reference_rules", "plurals", "mine"}
+    is_compared = {name: re.search(r"\[[^]]+\] \(0\.", line) is not None for name, line in cells.items()}
+    assert is_compared["default"] and is_compared["reference_rules"]
+    assert not is_compared["plurals"] and not is_compared["mine"]
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(UserError, match="mine.json does not say the rules of the counts"):
+        module.main(module.Args(counts, accuracies))
+
+
+def test_a_reference_has_its_own_number_of_images(tmp_path, monkeypatch):
+    """The log-odds of its accuracy are smoothed by its own images, not by the run's."""
+    monkeypatch.setattr(correlation, "RESAMPLES", 20)
+    names = list("abcdefgh")
+    counts = write(tmp_path / "counts.csv", "class,count", *(f"{c},{10**n}" for n, c in enumerate(names)))
+    rows = [f"{c},{10 * n},20,{2 * n}" for n, c in enumerate(names)]
+    accuracies = write(tmp_path / "acc.csv", "class,accuracy,n,right", *rows)
+    seen = []
+    monkeypatch.setattr(correlation, "log_odds", lambda accuracy, n: seen.append(n.tolist()) or accuracy)
+    reference = write(tmp_path / "ref.csv", "class,accuracy,n", *(f"{c},{n},{5 + n}" for n, c in enumerate(names)))
+    run(counts, accuracies, tmp_path, reference=reference)
+    assert seen == [[5.0 + n for n in range(8)]]
 
 
 def test_runs_of_every_kind_have_an_accuracy_by_class(tiny, own, tmp_path, monkeypatch):

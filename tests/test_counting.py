@@ -133,6 +133,20 @@ def test_a_file_that_breaks_says_where_and_keeps_what_was_read(tmp_path):
         assert read and all("cat" in text or "dog" in text or "?" in text for text in read), name
     counts = count_stage(ClassMatcher({"mine": ["cat"]}), tmp_path / "cut.json", tmp_path / "cache")
     assert counts.partial and counts.count(0, NAMED) > 3
+    damaged = bytearray(gzip.compress(b"a cat\n" * 9999))
+    damaged[10] = 0xFF  # the head of the first block
+    (tmp_path / "damaged.txt.gz").write_bytes(damaged)
+    with pytest.raises(PartialTextError, match="truncated or no gzip file .*invalid block type"):
+        list(read_texts(tmp_path / "damaged.txt.gz"))
+
+
+def test_half_a_surrogate_pair_is_counted_around(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a cat \\ud83d here"}\n')
+    (tmp_path / "a.json").write_text('[{"text": "a cat \\ud83d here"}]')
+    for name in ("a.jsonl", "a.json"):
+        assert list(read_texts(tmp_path / name)) == ["a cat ? here"]
+        counts = count_stage(ClassMatcher({"mine": ["cat"]}), tmp_path / name, tmp_path / "cache")
+        assert counts.count(0, NAMED) == 1
 
 
 def test_counts_do_not_depend_on_processes_or_the_cache(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +32,12 @@ def read_texts(file: Path, columns: Sequence[str] = ()) -> Iterator[str]:
     of a row; where it has none of them: `conversations`, else one of TEXT_KEYS. Raises UserError for a file that has no
     texts, and PartialTextError, with the place, where it is truncated, no JSON, or not in UTF-8.
     """
+    for text in _texts_of(file, columns):
+        # JSON may name half a surrogate pair, which UTF-8 cannot: it becomes a question mark.
+        yield text.encode("utf-8", "replace").decode()
+
+
+def _texts_of(file: Path, columns: Sequence[str]) -> Iterator[str]:
     if file.is_dir():
         yield from _dataset_texts(file, columns)
         return
@@ -42,7 +49,7 @@ def read_texts(file: Path, columns: Sequence[str] = ()) -> Iterator[str]:
                 yield from _json_texts(file, stream, columns)
             else:
                 yield from _line_texts(file, stream, columns, kind == ".jsonl")
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise PartialTextError(f"{file} is truncated or no gzip file ({first_line(error)}): get it again.") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read ({first_line(error)}): fix the path.") from None

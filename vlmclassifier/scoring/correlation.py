@@ -48,9 +48,10 @@ class Slope(NamedTuple):
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Pearson's coefficient over the last axis; NaN where one side does not vary."""
+    varies = (np.ptp(x, axis=-1) > 0) & (np.ptp(y, axis=-1) > 0)
     x, y = x - x.mean(axis=-1, keepdims=True), y - y.mean(axis=-1, keepdims=True)
-    scale = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
-    return np.where(scale > 1e-12, (x * y).sum(axis=-1) / np.maximum(scale, 1e-300), np.nan)[()]
+    scale = np.sqrt((x * x).sum(axis=-1)) * np.sqrt((y * y).sum(axis=-1))
+    return np.where(varies, (x * y).sum(axis=-1) / np.where(varies, scale, 1), np.nan)[()]
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -147,7 +148,8 @@ def logistic_slopes(right: np.ndarray, n: np.ndarray, predictors: dict[str, np.n
     """Quasi-binomial regression of right answers among n [classes] on several predictors [classes] at once.
 
     The dispersion of answers within classes is estimated (Pearson's chi-square), so that the intervals are not those of
-    independent answers; they use Student's t. Raises ValueError where there are not more classes than parameters.
+    independent answers; they use Student's t. Raises ValueError where there are not more classes than parameters, and
+    where predictors depend on each other.
     """
     import warnings
 
@@ -159,6 +161,8 @@ def logistic_slopes(right: np.ndarray, n: np.ndarray, predictors: dict[str, np.n
     if freedom < 1:
         raise ValueError("more classes than parameters are needed for a regression")
     design = np.column_stack([np.ones(len(right)), *predictors.values()])  # [classes, 1 + predictors]
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        raise ValueError("the predictors depend on each other")
     # Shares with weights: of counts of right and wrong answers statsmodels 0.15 leaves n out of the dispersion.
     with warnings.catch_warnings():
         warnings.simplefilter("error", PerfectSeparationWarning)
