@@ -47,7 +47,8 @@ class Args:
     seeds: int = 1
     """Number of seeds, from --seed on, one after the other; for several the table shows the range of the values."""
     full: bool = False
-    """Also train the controls: a VLM with uniform and one with permuted naming frequencies."""
+    """Also train the controls: a VLM with uniform and one with permuted naming frequencies, and 15 VLMs with designed
+    ones (data_analysis/intervene.py; about half an hour more)."""
     smoke: bool = False
     """Run everything at toy size, in a folder of its own: a test that it runs, without meaningful numbers."""
     benchmark: str = "plane_figures"
@@ -153,12 +154,10 @@ def run_seed(args: Args, seed: int, root: Path, times: dict[str, float]) -> list
     if images:
         data += ["--data-root", images]
 
-    train = ["training_analysis/pretrain_mini.py", *data, "--out", root / "checkpoints", "--seed", seed,
-             "--preset", "smoke" if args.smoke else args.preset, "--no-evaluate"]  # fmt: skip
-    if args.minutes:
-        train += ["--minutes", args.minutes]
-    if args.facts:
-        train += ["--facts", args.facts.resolve()]
+    recipe = [*data, "--seed", seed, "--preset", "smoke" if args.smoke else args.preset]
+    recipe += ["--minutes", args.minutes] if args.minutes else []
+    recipe += ["--facts", args.facts.resolve()] if args.facts else []
+    train = ["training_analysis/pretrain_mini.py", *recipe, "--out", root / "checkpoints", "--no-evaluate"]
     with timed("training: CLIP, language model, LLaVA", times):
         run_script(train)
     for stage in ("clip", "lm", "vlm"):  # recorded by the call that trained them; the first two ran in parallel
@@ -177,6 +176,10 @@ def run_seed(args: Args, seed: int, root: Path, times: dict[str, float]) -> list
         with timed(section, times):
             run_script(command)
         findings += read_findings(root / section / "findings.csv")
+    if args.full:
+        with timed("designed frequencies: 15 more LLaVAs", times):
+            run_script(["data_analysis/intervene.py", "--root", root, *recipe])
+        findings += read_findings(root / "data_analysis" / "intervention" / "findings.csv")
     return findings
 
 
