@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmclassifier import cli
-from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, run_name
+from vlmclassifier.arguments import AdapterArgs, DataArgs, ModelArgs, RunArgs, run_config, run_name
 from vlmclassifier.benchmarks import Evaluation
+from vlmclassifier.identity import Adapter, read_adapter
 from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.models import MODELS, ModelSpec, checkpoint_folder, find_model
 from vlmclassifier.prompts import TEMPLATES, WORDINGS
@@ -39,7 +40,7 @@ PIXELS, SIDE = "pixels", 16  # --model pixels: images of 16 x 16 pixels
 
 
 @dataclass
-class Args(RunArgs, DataArgs, ModelArgs):
+class Args(RunArgs, DataArgs, AdapterArgs, ModelArgs):
     """Arguments."""
 
     kind: Literal["vlm", "clip"] = "vlm"
@@ -69,6 +70,10 @@ def main(args: Args) -> None:
     # ---- check
     cli.check_positive(limit=args.limit, batch_size=args.batch_size)
     spec = find_any_model(args.model, args.kind)
+    is_vlm = spec.kind == "vlm"
+    checkpoint = find_checkpoint(spec, args.weights)
+    adapter = read_adapter(args.adapter, spec, checkpoint) if is_vlm else None
+    spec = adapter.spec(spec) if adapter else spec
     if args.template:
         own = TEMPLATES.get(spec.template or "", "")
         if ("<image>" in own) != ("<image>" in TEMPLATES[args.template]):
@@ -76,7 +81,6 @@ def main(args: Args) -> None:
                 f"--template {args.template} does not fit {spec.key}, which marks the image in another way."
             )
         spec = replace(spec, template=args.template)
-    is_vlm = spec.kind == "vlm"
     if not is_vlm and (args.positions or args.layers != ("last",) or args.heads or args.template or args.control):
         raise UserError(
             f"{spec.key} is no vision-language model: --positions, --layers, --heads, --template and --control are of "
@@ -89,7 +93,6 @@ def main(args: Args) -> None:
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
 
     # ---- open the run
-    checkpoint = find_checkpoint(spec, args.weights)
     device = resolve_device(args.device)
     options: dict[str, Any] = {}
     if is_vlm:
@@ -101,15 +104,15 @@ def main(args: Args) -> None:
         tag = f"untrained: {args.control}" + (f" (seed {args.seed})" if args.seed else "")
         options |= {"control": f"{args.control}, {source}", "tags": [tag]}
     config = run_config(
-        "extract_features", "features", spec, task, args.limit, checkpoint=checkpoint,
+        "extract_features", "features", spec, task, args.limit, checkpoint=checkpoint, adapter=adapter,
         default_dtype=resolve_dtype("auto", device), dtype=resolve_dtype(args.dtype, device), **options,
     )  # fmt: skip
-    folder = args.run_folder("feature_analysis", run_name(spec, task, checkpoint), setting_name(args))
+    folder = args.run_folder("feature_analysis", run_name(spec, task, checkpoint, adapter), setting_name(args))
     run = open_features(folder, config, task.order, task.labels, args.batch_size)
 
     # ---- extract
     if not run.complete:
-        extract(args, spec, checkpoint, task, run)
+        extract(args, spec, checkpoint, adapter, task, run)
     run.finish_features()
     if cli.is_main_process():
         print(f"Features of {len(run.order)} images: {run.folder}. Next: python feature_analysis/probe.py --train DIR "
@@ -146,7 +149,9 @@ def setting_name(args: Args) -> str:
     return "-".join(parts)
 
 
-def extract(args: Args, spec: ModelSpec, checkpoint: Path | None, task: Evaluation, run: FeatureRun) -> None:
+def extract(
+    args: Args, spec: ModelSpec, checkpoint: Path | None, adapter: Adapter | None, task: Evaluation, run: FeatureRun
+) -> None:  # fmt: skip
     """Compute the features of every pending range of images, batch by batch, and write its shard."""
     import torch
 
@@ -156,7 +161,7 @@ def extract(args: Args, spec: ModelSpec, checkpoint: Path | None, task: Evaluati
     elif spec.kind == "clip":
         prepare, compute = clip_functions(args, checkpoint, task.names, run)
     else:
-        prepare, compute = vlm_functions(args, spec, checkpoint, run)
+        prepare, compute = vlm_functions(args, spec, checkpoint, adapter, run)
 
     def pieces() -> Iterator[tuple[list[str], list[Example]]]:
         """A batch at a time of every range, with the ids of the range."""
@@ -183,16 +188,20 @@ def extract(args: Args, spec: ModelSpec, checkpoint: Path | None, task: Evaluati
                 update()
 
 
-def vlm_functions(args: Args, spec: ModelSpec, checkpoint: Path, run: FeatureRun) -> tuple[Any, Any]:
+def vlm_functions(
+    args: Args, spec: ModelSpec, checkpoint: Path, adapter: Adapter | None, run: FeatureRun
+) -> tuple[Any, Any]:  # fmt: skip
     """How images of a VLM become a batch, and a batch features."""
     import torch
 
+    from vlmclassifier.finetuning.weights import load_adapter
     from vlmclassifier.vlm import load_vlm
     from vlmclassifier.vlm.controls import untrain, use_text_only_language_model
     from vlmclassifier.vlm.hidden import HEADS, VISION, FeatureExtractor, layer_names
     from vlmclassifier.vlm.parts import innermost_decoder
 
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
+    load_adapter(vlm, adapter)
     vlm.spec = spec  # with the template of --template
     if args.language_model:
         use_text_only_language_model(vlm, args.language_model)

@@ -33,8 +33,9 @@ import probe
 import tyro
 
 from vlmclassifier import cli
-from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, run_name
+from vlmclassifier.arguments import AdapterArgs, DataArgs, ModelArgs, RunArgs, run_config, run_name
 from vlmclassifier.benchmarks import Evaluation
+from vlmclassifier.identity import read_adapter
 from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, display_name, find_model, template_of
 from vlmclassifier.prompts import WORDINGS
@@ -55,7 +56,7 @@ POSITIONS = ("last", "text", "image", "all")  # of ranking.patching, which impor
 
 
 @dataclass
-class Args(RunArgs, DataArgs, ModelArgs):
+class Args(RunArgs, DataArgs, AdapterArgs, ModelArgs):
     """Arguments."""
 
     what: tyro.conf.Positional[Literal["lens", "patch", "heads"]] = "lens"
@@ -93,21 +94,26 @@ def main(args: Args) -> None:
     task = args.load_evaluation()
     group_of = thirds(args.frequency, task.names) if args.frequency else {}
     checkpoint = checkpoint_folder(spec, args.weights)
+    adapter = read_adapter(args.adapter, spec, checkpoint)
+    spec = adapter.spec(spec) if adapter else spec
 
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
+    from vlmclassifier.finetuning.weights import load_adapter
     from vlmclassifier.vlm import load_vlm
 
     # ---- open the run
     device = resolve_device(args.device)
     config = run_config(
-        "locate", args.what, spec, task, args.limit, checkpoint=checkpoint, default_dtype=resolve_dtype("auto", device),
-        dtype=resolve_dtype(args.dtype, device), template=template_of(spec), wording=args.wording,
+        "locate", args.what, spec, task, args.limit, checkpoint=checkpoint, adapter=adapter,
+        default_dtype=resolve_dtype("auto", device), dtype=resolve_dtype(args.dtype, device),
+        template=template_of(spec), wording=args.wording,
         **({"donor": args.donor, "seed": args.seed, "donor_pool": ids_hash(task.order)}
            if args.what == "patch" else {}),
     )  # fmt: skip
     setting = args.what if args.what == "lens" or args.donor == "other" else "patch-same_class"
-    folder = args.run_folder("feature_analysis", run_name(spec, task, checkpoint), setting)
+    folder = args.run_folder("feature_analysis", run_name(spec, task, checkpoint, adapter), setting)
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
+    load_adapter(vlm, adapter)
     images = Images(task)
     ranker = build_ranker(args, task, vlm, images)
     layers = len(ranker.decoder.decoder.layers)

@@ -44,7 +44,18 @@ if TYPE_CHECKING:
 METHODS = ("paper", "grid", "logistic", "neighbours", "centroid", "tip_adapter")
 EPOCHS = {"imagenet": 100}  # of the paper's probe; 500 elsewhere
 CLIP_EPOCHS = {"imagenet": 40}  # of the paper's probe on CLIP's features; 300 elsewhere (Table 3, right)
-SAME_KEYS = ("model", "checkpoint", "control", "dtype", "template", "wording", "benchmark", "data_root", "classes")
+SAME_KEYS = (
+    "model",
+    "checkpoint",
+    "adapter",
+    "control",
+    "dtype",
+    "template",
+    "wording",
+    "benchmark",
+    "data_root",
+    "classes",
+)
 # Hashes of the images that a probe is trained on and classifies, and the features that the best one was chosen among:
 # where only these differ, a probe is computed again from the stored features.
 REPLACED_KEYS = ("train_rows", "test_rows", "features")

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlmclassifier import cli
-from vlmclassifier.arguments import DataArgs, ModelArgs, RunArgs, run_config, run_name
+from vlmclassifier.arguments import AdapterArgs, DataArgs, ModelArgs, RunArgs, run_config, run_name
 from vlmclassifier.benchmarks import Evaluation
 from vlmclassifier.class_lists import indistinct_warning, same_for_model
+from vlmclassifier.identity import read_adapter
 from vlmclassifier.images import image_sizes, open_image, prefetch
 from vlmclassifier.models import checkpoint_folder, find_model, template_of
 from vlmclassifier.prompts import WORDINGS
@@ -39,7 +40,7 @@ BEST_NAMES = 5  # that a row of a full ranking names
 
 
 @dataclass
-class Args(RunArgs, DataArgs, ModelArgs):
+class Args(RunArgs, DataArgs, AdapterArgs, ModelArgs):
     """Arguments."""
 
     wording: Literal[tuple(WORDINGS)] = "base"
@@ -73,28 +74,33 @@ def main(args: Args) -> None:
     spec = find_model(args.model, "vlm")
     task = args.load_evaluation()
     checkpoint = checkpoint_folder(spec, args.weights)
+    adapter = read_adapter(args.adapter, spec, checkpoint)
+    spec = adapter.spec(spec) if adapter else spec
 
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
 
     # ---- open the run
     device = resolve_device(args.device)
     config = run_config(
-        "rank_labels", "ranking", spec, task, args.limit, checkpoint=checkpoint, template=template_of(spec),
+        "rank_labels", "ranking", spec, task, args.limit, checkpoint=checkpoint, adapter=adapter,
+        template=template_of(spec),
         default_dtype=resolve_dtype("auto", device), dtype=resolve_dtype(args.dtype, device), wording=args.wording,
         answer_prefix=spec.answer_prefix if args.answer_prefix is None else args.answer_prefix,
         paper_tokenisation=args.paper_tokenisation, top_k=args.top_k, score=args.score, guidance=args.guidance,
     )  # fmt: skip
     setting = setting_name(args, task)
-    folder = args.run_folder("inference_analysis", run_name(spec, task, checkpoint), setting)
+    folder = args.run_folder("inference_analysis", run_name(spec, task, checkpoint, adapter), setting)
     distinct = len(set(task.names))
     width = distinct if args.top_k is None else min(args.top_k, distinct) + len(SEARCH_COST)
     run = open_run(folder, config, task.order, width, labels=task.labels, batch_size=args.batch_size)
 
     # ---- rank
     if not run.complete:
+        from vlmclassifier.finetuning.weights import load_adapter
         from vlmclassifier.vlm import load_vlm
 
         vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
+        load_adapter(vlm, adapter)
         try:
             rank(args, task, vlm, run, f"{spec.key} on {task.benchmark.title}, {setting}")
         except ContextError as error:

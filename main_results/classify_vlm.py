@@ -13,7 +13,8 @@ import sys
 from dataclasses import dataclass
 
 from vlmclassifier import cli
-from vlmclassifier.arguments import DataArgs, ModelArgs, PromptArgs, RunArgs, run_config, run_name
+from vlmclassifier.arguments import AdapterArgs, DataArgs, ModelArgs, PromptArgs, RunArgs, run_config, run_name
+from vlmclassifier.identity import read_adapter
 from vlmclassifier.models import checkpoint_folder, find_model, template_of
 from vlmclassifier.prompts import default_new_tokens
 from vlmclassifier.records import ContextError, images_named
@@ -22,7 +23,7 @@ from vlmclassifier.scoring.runs import score_run
 
 
 @dataclass
-class Args(RunArgs, PromptArgs, DataArgs, ModelArgs):
+class Args(RunArgs, PromptArgs, DataArgs, AdapterArgs, ModelArgs):
     """Arguments."""
 
 
@@ -35,6 +36,8 @@ def main(args: Args) -> None:
     settings = args.prompt_settings(task.names)
     cli.warn_of_equal_names(task.names)
     checkpoint = checkpoint_folder(spec, args.weights)
+    adapter = read_adapter(args.adapter, spec, checkpoint)
+    spec = adapter.spec(spec) if adapter else spec
     max_new_tokens = args.max_new_tokens or default_new_tokens(args.chain_of_thought)
 
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
@@ -45,21 +48,24 @@ def main(args: Args) -> None:
     runs = {}
     for setting in settings:
         config = run_config(
-            "classify_vlm", "vlm", spec, task, args.limit, checkpoint=checkpoint, setting=setting,
-            template=template_of(spec), default_dtype=resolve_dtype("auto", device), dtype=dtype,
+            "classify_vlm", "vlm", spec, task, args.limit, checkpoint=checkpoint, adapter=adapter,
+            setting=setting, template=template_of(spec), default_dtype=resolve_dtype("auto", device), dtype=dtype,
             max_new_tokens=max_new_tokens,
         )  # fmt: skip
-        folder = args.run_folder("main_results", run_name(spec, task, checkpoint), setting.name, len(settings) > 1)
+        name = run_name(spec, task, checkpoint, adapter)
+        folder = args.run_folder("main_results", name, setting.name, len(settings) > 1)
         runs[setting] = open_run(folder, config, task.order, labels=task.labels, batch_size=args.batch_size)
 
     # ---- answer
     pending = {setting: run for setting, run in runs.items() if not run.complete}
     too_long = {}  # setting -> why its prompt does not fit
     if pending:
+        from vlmclassifier.finetuning.weights import load_adapter
         from vlmclassifier.vlm import load_vlm
         from vlmclassifier.vlm.pending import pending_batches, settings_too_long
 
         vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
+        load_adapter(vlm, adapter)
         if vlm.opens_thought and cli.is_main_process():
             print(f"warning: {spec.key} thinks before it answers, and its chat template has no switch for that: only "
                   "what follows the thought is scored; --max-new-tokens must hold both.", file=sys.stderr)  # fmt: skip

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vlmclassifier.benchmarks import BENCHMARKS, Evaluation, load_evaluation
-from vlmclassifier.identity import checkpoint_tags, is_verified
+from vlmclassifier.identity import Adapter, checkpoint_tags, is_verified
 from vlmclassifier.images import open_image
 from vlmclassifier.models import ModelSpec
 from vlmclassifier.paths import run_folder
-from vlmclassifier.prompts import ORDERS, WORDINGS, PromptSetting, default_new_tokens, prompt_settings
+from vlmclassifier.prompts import ORDERS, QUESTIONS, PromptSetting, default_new_tokens, prompt_settings
 from vlmclassifier.records import Example, UserError
 from vlmclassifier.runs.provenance import fingerprint
 
@@ -39,6 +39,14 @@ class ModelArgs:
     """auto, cpu, cuda or cuda:N. auto: this process's GPU (all GPUs for a model larger than one), else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on the CPU."""
+
+
+@dataclass
+class AdapterArgs:
+    """Which fine-tuned weights."""
+
+    adapter: Path | None = None
+    """Fine-tuned weights: the folder best or last of training_analysis/finetune_vlm.py."""
 
 
 @dataclass
@@ -72,7 +80,7 @@ class PromptArgs:
     Several values, here and in the next two: one run per combination, with each image encoded once."""
     order: tuple[Literal[ORDERS], ...] = ("random",)
     """Order of the candidates: random per image, or fixed as in the class list."""
-    wording: tuple[Literal[tuple(WORDINGS)], ...] = ("base",)
+    wording: tuple[Literal[tuple(QUESTIONS)], ...] = ("base",)
     """Wording of the question (vlmclassifier/prompts.py)."""
     chain_of_thought: bool = False
     """Add "Let's think step by step."."""
@@ -105,13 +113,17 @@ class RunArgs:
         return run_folder(self.out, section, self.name or default_name, setting, several)
 
 
-def run_name(spec: ModelSpec, task: Evaluation, checkpoint: Path | None = None) -> str:
+def run_name(
+    spec: ModelSpec, task: Evaluation, checkpoint: Path | None = None, adapter: Adapter | None = None
+) -> str:  # fmt: skip
     """The default name of a run, by model, benchmark, split, and weights that are not the registered model's."""
     parts = [spec.key]
     if checkpoint is not None:
         is_folder = spec.source is not None and Path(spec.source).is_dir()
         if is_folder or set(checkpoint_tags(spec, checkpoint)) - {"miniature"}:
             parts.append(fingerprint(checkpoint)[:8])
+    if adapter is not None:
+        parts.append(f"{adapter.record['config']['train']}_{adapter.config['fingerprint'][:8]}")
     parts.append(task.benchmark.key)
     if task.split != task.benchmark.test_split:
         parts.append(f"split_{task.split}")
@@ -148,8 +160,8 @@ def values_of(argument: str | Sequence[str]) -> tuple[str, ...]:
 
 def run_config(
     script: str, kind: str, spec: ModelSpec, task: Evaluation, limit: int | None, *,
-    checkpoint: Path | None = None, setting: PromptSetting | None = None, tags: Sequence[str] = (),
-    default_dtype: str | None = None, **more: Any,
+    checkpoint: Path | None = None, adapter: Adapter | None = None, setting: PromptSetting | None = None,
+    tags: Sequence[str] = (), default_dtype: str | None = None, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The configuration of a run, for run.json: everything that decides its rows.
 
@@ -163,6 +175,9 @@ def run_config(
         own_tags += checkpoint_tags(spec, checkpoint)
         config["checkpoint"] = fingerprint(checkpoint)
         config["verified"] = is_verified(spec, config["checkpoint"])
+    if adapter is not None:
+        config["adapter"] = adapter.config
+        own_tags.append(adapter.tag)
     config |= {"benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": limit}
     if task.benchmark.key not in BENCHMARKS:  # another manifest of the same name is another benchmark
         config["data_root"] = str(task.root.resolve())

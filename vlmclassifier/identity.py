@@ -1,11 +1,14 @@
-"""Whether a checkpoint is the model that its name in the registry stands for: sizes, training records, fingerprints."""
+"""Whether a checkpoint is the model that its name in the registry stands for, and what fine-tuned weights belong to."""
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlmclassifier.models import MODELS, ModelSpec, is_miniature
 from vlmclassifier.paths import listed_fingerprint
+from vlmclassifier.records import UserError, first_line
+from vlmclassifier.runs.provenance import fingerprint
 
 # What a training leaves in a folder: such weights are not the released ones, whatever the folder is called.
 TRAINING_FILES = ("trainer_state.json", "training_args.bin", "optimizer.pt", "training.json", "adapter_config.json")
@@ -46,6 +49,68 @@ def model_sizes(spec: ModelSpec, checkpoint: Path) -> tuple[int, int] | None:
         return None
 
 
-def is_verified(spec: ModelSpec, fingerprint: str) -> bool:
+def is_verified(spec: ModelSpec, digest: str) -> bool:
     """Whether the registry, or [fingerprints] of paths.toml, lists this fingerprint for the model."""
-    return fingerprint in spec.fingerprints or fingerprint == listed_fingerprint(spec.key)
+    return digest in spec.fingerprints or digest == listed_fingerprint(spec.key)
+
+
+TRAINING_RECORD = "training.json"
+
+
+def training_record(folder: Path) -> dict[str, Any]:
+    """The record of a folder of training_analysis/finetune_vlm.py. Raises UserError where there is none."""
+    try:
+        record = json.loads((folder / TRAINING_RECORD).read_text(encoding="utf-8"))
+        if not isinstance(record["config"]["train"], str):
+            raise ValueError("no configuration of a fine-tuning")
+        return record
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} holds no weights of training_analysis/finetune_vlm.py ({first_line(error)}): give the folder "
+            "best or last of a training."
+        ) from None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Fine-tuned weights of a checkpoint, with the record of their training."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What run.json says of them: the table's setting comes from it."""
+        trained = self.record["config"]
+        epoch = self.record.get("epochs", {}).get("epoch")
+        return {
+            "fingerprint": fingerprint(self.folder), "train": trained["train"], "benchmark": trained["benchmark"],
+            "captions": bool(trained["captions"]), "mix": sorted(trained["mix"]), "rule": self.folder.name,
+            "epoch": epoch,
+        }  # fmt: skip
+
+    @property
+    def tag(self) -> str:
+        """What tables call them."""
+        trained = self.record["config"]
+        what = "captions of " if trained["captions"] else ""
+        mixed = f" + {', '.join(sorted(trained['mix']))}" if trained["mix"] else ""
+        return f"fine-tuned: {trained['train']} on {what}{trained['benchmark']}{mixed}, {self.folder.name}"
+
+    def spec(self, spec: ModelSpec) -> ModelSpec:
+        """The model with the prompt template that it was trained with."""
+        return replace(spec, template=self.record["config"]["template"])
+
+
+def read_adapter(folder: Path | None, spec: ModelSpec, checkpoint: Path) -> Adapter | None:
+    """The fine-tuned weights in a folder. Raises UserError where they belong to another checkpoint."""
+    if folder is None:
+        return None
+    adapter = Adapter(folder, training_record(folder))
+    trained = adapter.record["config"]
+    if trained["checkpoint"] != fingerprint(checkpoint):
+        raise UserError(
+            f"{folder} was trained on another checkpoint of {trained['model']} than {checkpoint}: give the one that "
+            "was trained (--model, --weights)."
+        )
+    return adapter

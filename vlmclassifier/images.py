@@ -147,6 +147,14 @@ def crop_elongated(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
+def pad_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """The image in the middle of a square of a colour (0 to 1 per channel): LLaVA's own code pads with the mean."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
 def check_each(images: Sequence[Image.Image], process: Callable[[int], object]) -> None:
     """Raise RowError for the first image that a model's processor refuses; `process(row)` processes one alone."""
     for row, image in enumerate(images):

@@ -14,6 +14,14 @@ WORDINGS = {
     "alternative_2": "What is the main object depicted in this photograph?",
     "alternative_3": "Can you name the specific item pictured here?",  # in the reference code only
 }
+# Questions that models are fine-tuned on (paper, section 4, and the reference code); they are no part of the study of
+# wordings. BLIP-2's classification rows of the reference code have none: a caption follows the image.
+TRAINED_WORDINGS = {
+    "in_the_photo": "What type of object is in the photo?",
+    "caption": "Generate a caption for the image.",
+    "none": "",
+}
+QUESTIONS = WORDINGS | TRAINED_WORDINGS
 
 # {thought} is empty or THOUGHT. A model without an entry here uses its processor's own chat template.
 TEMPLATES = {
@@ -45,7 +53,7 @@ class PromptSetting:
     names: tuple[str, ...] = field(repr=False)  # the class list
     candidates: str = "none"  # none (open world), all (closed world), or K
     order: str = "random"  # of the candidates: random per image, or fixed as in the class list
-    wording: str = "base"  # a key of WORDINGS
+    wording: str = "base"  # a key of QUESTIONS
     chain_of_thought: bool = False
     seed: int = 0  # of the candidate lists; each list depends on (seed, example id) alone
 
@@ -104,7 +112,7 @@ class PromptSetting:
 
         One pair of quotes holds the whole list, as in the paper's runs: a name with a comma is not marked.
         """
-        text, choices = WORDINGS[self.wording], self.choices(example)
+        text, choices = QUESTIONS[self.wording], self.choices(example)
         if choices is None:
             return Question(text, None)
         return Question(f'{text} Choose one from "{", ".join(choices)}".', choices)

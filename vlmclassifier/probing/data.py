@@ -72,14 +72,14 @@ class Scale:
         return (batch - self.mean) / self.deviation
 
 
-def held_out_rows(ids: Sequence[str], classes: Sequence[int], seed: int) -> Tensor:
-    """Which rows are held out: a tenth of every class, at least one where a class has two; by (seed, id) alone.
+def held_out_rows(ids: Sequence[str], classes: Sequence[int], seed: int, share: float = HELD_OUT) -> Tensor:
+    """Which rows are held out: a share of every class, at least one where a class has two; by (seed, id) alone.
 
     Returns bool [rows].
     """
     held_out = torch.zeros(len(ids), dtype=torch.bool)
     for rows in _drawn_by_class(ids, classes, seed):
-        count = max(1, round(HELD_OUT * len(rows))) if len(rows) > 1 else 0
+        count = max(1, round(share * len(rows))) if len(rows) > 1 else 0
         held_out[rows[:count]] = True
     return held_out
 

@@ -57,7 +57,7 @@ class Ranker:
             self.decoder = TreeDecoder(vlm)
         except UNSUPPORTED_ERRORS as error:
             self.method, self.failure = "cached_prompt", _first_line(error)
-        self.prompt_suffix = self._find_prompt_suffix()
+        self.prompt_suffix = vlm.prompt_suffix(self.prompt)
         self.tokens = name_tokens(vlm.processor.tokenizer, self.prompt + self.prompt_suffix, names)
         self.trie = self.tokens.trie(paper_tokenisation)
         self.report = self.tokens.report(paper_tokenisation)
@@ -231,22 +231,6 @@ class Ranker:
         if part == slice(0, len(batch)):
             return batch.inputs
         return self.vlm.process(batch.images[part], batch.prompts[part])
-
-    def _find_prompt_suffix(self) -> str:
-        """The text that the processor appends to the prompt: PaliGemma's appends a newline.
-
-        Raises UserError for any other change of the end of the prompt.
-        """
-        tokenizer = self.vlm.processor.tokenizer
-        ids = self._process(Image.new("RGB", (64, 64)))["input_ids"][0].tolist()
-        for suffix in ("", "\n"):
-            last_ids = tokenizer(self.prompt + suffix)["input_ids"][-4:]
-            if ids[-len(last_ids) :] == last_ids:
-                return suffix
-        raise UserError(
-            f"The processor of {self.vlm.spec.key} changes the end of the prompt {self.prompt[-40:]!r}, so that a name "
-            "cannot continue it: use another --answer-prefix."
-        )
 
     def check_context(self, sizes: Sequence[tuple[int, int]] = ()) -> None:
         """Raise ContextError when the prompt and the longest name exceed the context.

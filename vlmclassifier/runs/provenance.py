@@ -12,7 +12,7 @@ from pathlib import Path
 from vlmclassifier.models import CHECKPOINT_FILES
 from vlmclassifier.paths import PROJECT_ROOT
 
-PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow", "openai", "anthropic",
+PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "peft", "numpy", "pillow", "openai", "anthropic",
             "google-genai")  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from vlmclassifier.devices import BatchSplitter
 from vlmclassifier.finite import check_finite
-from vlmclassifier.images import UNPROCESSABLE, check_each, crop_elongated
+from vlmclassifier.images import UNPROCESSABLE, check_each, crop_elongated, pad_square
 from vlmclassifier.models import ModelSpec
 from vlmclassifier.prompts import TEMPLATES, THOUGHT, default_new_tokens
 from vlmclassifier.records import ContextError, UserError
@@ -61,6 +61,7 @@ class VLM:
         self.model = model.eval()
         self.processor = processor
         self.spec = spec
+        self.pads_square = False  # whether images are padded to squares, as by LLaVA's own code
         self._splitter = BatchSplitter()
         self._features_are_separable = True  # whether the features of several images can be split by image
         self.processor.tokenizer.padding_side = "left"  # so that new tokens directly follow the prompt
@@ -87,6 +88,8 @@ class VLM:
         section 3.1). Raises UserError when the chat template does not render the question.
         """
         thought = THOUGHT if chain_of_thought else ""
+        if not question and self.spec.template is not None:  # a caption follows the image
+            return "<image>\n" if image and "<image>" in TEMPLATES[self.spec.template] else ""
         if self.spec.template is not None:
             text = TEMPLATES[self.spec.template].format(question=question, thought=thought)
             return text if image else text.replace("<image>\n", "").replace("<image>", "")
@@ -102,6 +105,21 @@ class VLM:
                 "as plain text; use a chat_template.jinja that renders content blocks of the type text."
             )
         return text
+
+    def prompt_suffix(self, prompt: str) -> str:
+        """The text that the processor appends to a prompt: PaliGemma's appends a newline.
+
+        Raises UserError for any other change of the end of the prompt.
+        """
+        ids = self.process([Image.new("RGB", (64, 64))], [prompt])["input_ids"][0].tolist()
+        for suffix in ("", "\n"):
+            last_ids = self.processor.tokenizer(prompt + suffix)["input_ids"][-4:]
+            if ids[-len(last_ids) :] == last_ids:
+                return suffix
+        raise UserError(
+            f"The processor of {self.spec.key} changes the end of the prompt {prompt[-40:]!r}, so that an answer "
+            "cannot continue it: use another prompt or --answer-prefix."
+        )
 
     @property
     def logits_dtype(self) -> torch.dtype:
@@ -131,6 +149,8 @@ class VLM:
 
         Raises UserError when a row has no image token.
         """
+        if self.pads_square:
+            images = [pad_square(image, self.processor.image_processor.image_mean) for image in images]
         bos_token = self.processor.tokenizer.bos_token
         # A chat template contains the begin token itself; the tokenizer would add a second one.
         options = {}
