@@ -53,6 +53,9 @@ class Args(DataArgs, ModelArgs):
     """Parts to train; all: everything but the vision encoder, which always stays frozen."""
     wording: Literal[tuple(QUESTIONS)] = "base"
     """Question of the classification rows (vlmclassifier/prompts.py); none: "a photo of CLASS" without a question."""
+    objective: Literal["generation", "names", "expected"] = "generation"
+    """generation: the answer's tokens; names: cross-entropy over all class names with their exact log-probabilities;
+    expected: the expected accuracy of a name drawn by them (both from one pass over the tree of the names' tokens)."""
     captions: Path | None = None
     """Train on captions instead: a file of make_captions.py."""
     mix: tuple[str, ...] = ()
@@ -146,6 +149,8 @@ def main(args: Args) -> None:
     vlm.spec, vlm.pads_square = spec, args.pad_square
     lora = Lora(args.lora_rank, args.lora_alpha, args.lora_dropout)
     select_trained(vlm.model, args.train, lora, args.seed)
+    if args.gradient_checkpointing:
+        vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = build_trainer(args, vlm, rows, config, folder)
     if cli.is_main_process():
         print(f"{parameter_table(vlm.model)}\n\n{len(rows)} rows, {describe_batch(args)}")
@@ -185,6 +190,9 @@ def check_numbers(args: Args) -> None:
         raise UserError("--steps and --epochs exclude each other: leave one out.")
     if args.captions and args.wording != "base":
         raise UserError("--captions has a request of its own: leave out --wording.")
+    if args.objective != "generation" and (args.captions or args.mix or args.gradient_checkpointing):
+        raise UserError(f"--objective {args.objective} is for classification rows alone, without --captions, --mix and "
+                        "--gradient-checkpointing.")  # fmt: skip
     for name in args.report_to:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"--report-to {name} needs a package that is not installed: pip install {name}.")
@@ -272,8 +280,8 @@ def configuration(
     args: Args, spec: ModelSpec, task: Evaluation, checkpoint: Path, dtype: str
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that decides the trained weights, but not how a step is divided."""
-    names = ("train", "wording", "weight", "epochs", "steps", "learning_rate", "lora_rate", "warmup", "weight_decay",
-             "effective_batch", "max_length", "pad_square", "held_out", "skip_spikes", "seed")  # fmt: skip
+    names = ("train", "objective", "wording", "weight", "epochs", "steps", "learning_rate", "lora_rate", "warmup",
+             "weight_decay", "effective_batch", "max_length", "pad_square", "held_out", "skip_spikes", "seed")  # fmt: skip
     mixed = {file.name: [_digest(file), weight] for file, weight in mixed_files(args)}
     lora = {"rank": args.lora_rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
     return {
@@ -327,6 +335,8 @@ def build_trainer(
     from transformers import TrainingArguments
 
     from vlmclassifier.finetuning.collator import Collator
+    from vlmclassifier.finetuning.loss import summed_loss
+    from vlmclassifier.finetuning.objectives import NameCollator, NameObjective
     from vlmclassifier.finetuning.trainer import VlmTrainer
 
     epochs = args.epochs or EPOCHS.get(config["benchmark"], 50)
@@ -335,16 +345,18 @@ def build_trainer(
         gradient_accumulation_steps=accumulated_parts(args), learning_rate=args.learning_rate,
         weight_decay=args.weight_decay, warmup_steps=args.warmup, lr_scheduler_type="cosine",
         num_train_epochs=epochs, max_steps=args.steps or -1, bf16=config["dtype"] == "bfloat16",
-        gradient_checkpointing=args.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if args.gradient_checkpointing else None,
         logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False, report_to=list(args.report_to),
         save_strategy="steps" if args.save_steps else "epoch", save_steps=args.save_steps or 500, save_total_limit=2,
         dataloader_num_workers=args.workers, seed=args.seed, use_cpu=vlm.model.device.type == "cpu",
         disable_tqdm=not cli.is_main_process(), average_tokens_across_devices=True,
     )  # fmt: skip
     record = {"config": config, "versions": versions(), "lora": config["lora"]}
-    collator = Collator(vlm, args.max_length)
-    return VlmTrainer(vlm, options, collator, rows, record, args.lora_rate, skip_spikes=args.skip_spikes)
+    if args.objective == "generation":
+        collator, objective = Collator(vlm, args.max_length), summed_loss
+    else:
+        collator = NameCollator(vlm, config["classes"])
+        objective = NameObjective(vlm, config["classes"], QUESTIONS[args.wording], args.objective)
+    return VlmTrainer(vlm, options, collator, rows, record, args.lora_rate, objective, args.skip_spikes)
 
 
 def evaluations(args: Args, vlm: "VLM", task: Evaluation, held_out: "Dataset") -> dict[str, Any]:

@@ -55,6 +55,7 @@ def is_verified(spec: ModelSpec, digest: str) -> bool:
 
 
 TRAINING_RECORD = "training.json"
+MERGED_FILE = "merged.json"  # in a checkpoint of merge.py: what was merged into what
 
 
 def training_record(folder: Path) -> dict[str, Any]:
@@ -77,6 +78,7 @@ class Adapter:
 
     folder: Path
     record: dict[str, Any]
+    is_merged: bool = False  # whether the folder is a whole checkpoint, by merge.py
 
     @property
     def config(self) -> dict[str, Any]:
@@ -103,9 +105,13 @@ class Adapter:
 
 
 def read_adapter(folder: Path | None, spec: ModelSpec, checkpoint: Path) -> Adapter | None:
-    """The fine-tuned weights in a folder. Raises UserError where they belong to another checkpoint."""
+    """The fine-tuned weights in a folder, or those that are merged into the checkpoint itself; None where it has none.
+
+    Raises UserError where they belong to another checkpoint.
+    """
     if folder is None:
-        return None
+        is_merged = checkpoint.is_dir() and (checkpoint / MERGED_FILE).exists()
+        return Adapter(checkpoint, training_record(checkpoint), True) if is_merged else None
     adapter = Adapter(folder, training_record(folder))
     trained = adapter.record["config"]
     if trained["checkpoint"] != fingerprint(checkpoint):

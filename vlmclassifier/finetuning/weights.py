@@ -75,7 +75,8 @@ def load_adapter(vlm: VLM, adapter: Adapter | None) -> None:
     """Put fine-tuned weights into a model, with the template and the padding of images that they were trained with."""
     if adapter is None:
         return
-    load_trained(vlm.model, adapter.folder)
+    if not adapter.is_merged:
+        load_trained(vlm.model, adapter.folder)
     vlm.model.eval()
     vlm.spec, vlm.pads_square = adapter.spec(vlm.spec), adapter.record["config"]["pad_square"]
 

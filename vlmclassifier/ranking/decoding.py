@@ -64,7 +64,8 @@ class PromptCache:
     """The KV cache of a batch of prompts with left padding, and of the tree tokens that were run after them."""
 
     def __init__(self, cache: DynamicCache, mask: Tensor, last_position: Tensor, logits: Tensor) -> None:
-        cache.layers = [TreeLayer(layer) for layer in cache.layers]
+        if not torch.is_grad_enabled():  # a gradient needs the keys and values as they were
+            cache.layers = [TreeLayer(layer) for layer in cache.layers]
         self.cache = cache
         self.mask = mask  # bool [batch, prompt]
         self.positions = mask.long().cumsum(1) - 1  # [batch, prompt] positions of the tokens; -1 in the padding
@@ -115,10 +116,14 @@ class TreeDecoder:
 
     @torch.inference_mode()
     def prefill(self, inputs: Mapping[str, Tensor]) -> PromptCache:
+        """As `differentiable_prefill`, without gradients."""
+        return self.differentiable_prefill(inputs)
+
+    def differentiable_prefill(self, inputs: Mapping[str, Tensor], network: Any = None) -> PromptCache:
         """Run prompts and keep their KV cache.
 
         `inputs`: the processor's output on the device; without an image only `input_ids` and `attention_mask`, both
-        [batch, prompt].
+        [batch, prompt]. `network`: the model where it is wrapped for training.
         """
         mask = inputs["attention_mask"].bool()  # [batch, prompt]
         position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)  # [batch, prompt]
@@ -126,9 +131,9 @@ class TreeDecoder:
         uses_mrope = hasattr(core, "rope_deltas")  # Qwen-VL computes its three-dimensional positions itself
         if uses_mrope:
             core.rope_deltas = None
-        network = self.model
-        if "pixel_values" not in inputs and hasattr(network, "qformer"):
-            network = network.language_model  # the forward pass of BLIP-2 and InstructBLIP requires an image
+        network = network or self.model
+        if "pixel_values" not in inputs and hasattr(self.model, "qformer"):
+            network = self.model.language_model  # the forward pass of BLIP-2 and InstructBLIP requires an image
         positions = {} if uses_mrope else {"position_ids": position_ids}
         raw_logits: list[Tensor] = []  # before the softcap
         hook = self.head.register_forward_hook(lambda module, arguments, logits: raw_logits.append(logits))
@@ -148,6 +153,12 @@ class TreeDecoder:
 
     @torch.inference_mode()
     def run_tree(self, prompt_cache: PromptCache, input_ids: Tensor, depth: Tensor, visible: Tensor) -> Tensor:
+        """As `differentiable_tree`, without gradients."""
+        return self.differentiable_tree(prompt_cache, input_ids, depth, visible)
+
+    def differentiable_tree(
+        self, prompt_cache: PromptCache, input_ids: Tensor, depth: Tensor, visible: Tensor
+    ) -> Tensor:  # fmt: skip
         """Run tree tokens [batch, new] at these depths [batch, new], and add them to the cache.
 
         `visible`: bool [batch, new, tree], the tree tokens that each new token attends to, where tree counts the cached
@@ -182,6 +193,10 @@ class TreeDecoder:
 
     @torch.inference_mode()
     def log_probs(self, hidden_states: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        """As `differentiable_log_probs`, without gradients."""
+        return self.differentiable_log_probs(hidden_states, rows, tokens)
+
+    def differentiable_log_probs(self, hidden_states: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
         """Log-probabilities of `tokens` [edges] after the hidden states in `rows` [edges] of [states, width].
 
         `rows` must be sorted. The output embeddings are applied in slices, so that the memory does not grow with the
