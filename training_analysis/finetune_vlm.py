@@ -142,7 +142,7 @@ def main(args: Args) -> None:
         return
 
     # ---- build
-    from vlmclassifier.finetuning.parts import Lora, parameter_table, select_trained
+    from vlmclassifier.finetuning.parts import Lora, checkpoint_activations, parameter_table, select_trained
     from vlmclassifier.vlm import load_vlm
 
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
@@ -150,7 +150,7 @@ def main(args: Args) -> None:
     lora = Lora(args.lora_rank, args.lora_alpha, args.lora_dropout)
     select_trained(vlm.model, args.train, lora, args.seed)
     if args.gradient_checkpointing:
-        vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(vlm.model)
     trainer = build_trainer(args, vlm, rows, config, folder)
     if cli.is_main_process():
         print(f"{parameter_table(vlm.model)}\n\n{len(rows)} rows, {describe_batch(args)}")
@@ -281,7 +281,8 @@ def configuration(
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that decides the trained weights, but not how a step is divided."""
     names = ("train", "objective", "wording", "weight", "epochs", "steps", "learning_rate", "lora_rate", "warmup",
-             "weight_decay", "effective_batch", "max_length", "pad_square", "held_out", "skip_spikes", "seed")  # fmt: skip
+             "weight_decay", "effective_batch", "max_length", "pad_square", "held_out", "skip_spikes",
+             "seed")  # fmt: skip
     mixed = {file.name: [_digest(file), weight] for file, weight in mixed_files(args)}
     lora = {"rank": args.lora_rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
     return {

@@ -14,6 +14,7 @@ CHOICES = ("projector", "projector+lora", "lora", "qformer", "all")
 ROLES = ("vision encoder", "Q-Former", "projector", "language model", "LoRA")
 QFORMER = ("qformer", "query_tokens")  # parts of the BLIPs; their projector is a linear layer behind them
 LINEAR_PROJECTOR = "language_projection"
+TRAINED_DTYPE = torch.float32  # in bfloat16 small steps would be rounded away
 LORA_MARK = "lora_"  # in the names of the parameters that PEFT adds
 
 
@@ -65,7 +66,7 @@ def select_trained(model: nn.Module, choice: str, lora: Lora, seed: int = 0) -> 
     for name, parameter in model.named_parameters():  # tied weights are named once
         if role_of(name, is_blip) in roles_of(choice):
             parameter.requires_grad_(True)
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(TRAINED_DTYPE)
             trained[name] = parameter
     missing = [role for role in roles_of(choice) if role not in {role_of(name, is_blip) for name in trained}]
     if choice != "all" and missing:
@@ -98,6 +99,15 @@ def linear_names(model: nn.Module) -> list[str]:
     return [
         f"{prefix}.{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear)
     ]  # fmt: skip
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Compute activations again in the backward pass, also behind frozen embeddings, whose outputs need no gradient."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # the newer name
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        model.gradient_checkpointing_enable(options)
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
