@@ -19,6 +19,7 @@ from the last checkpoint, after Ctrl-C from the last step.
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlmclassifier import cli
 from vlmclassifier.arguments import DataArgs, ModelArgs
 from vlmclassifier.benchmarks import Evaluation
-from vlmclassifier.identity import training_record
+from vlmclassifier.identity import checkpoint_tags, training_record
 from vlmclassifier.models import ModelSpec, checkpoint_folder, find_model
 from vlmclassifier.paths import OUTPUTS
 from vlmclassifier.prompts import QUESTIONS, TEMPLATES
@@ -137,7 +138,8 @@ def main(args: Args) -> None:
         return
     dtype = resolve_dtype(args.dtype, resolve_device(args.device))
     config = configuration(args, spec, task, checkpoint, dtype)
-    if is_finished(folder, config):
+    tags = checkpoint_tags(spec, checkpoint)
+    if is_finished(folder, config, tags):
         print(f"{folder} is trained. {next_command(args, folder)}")
         return
 
@@ -167,7 +169,7 @@ def main(args: Args) -> None:
         print(f"Stopped at step {trainer.state.global_step}; the same command continues there.")
         raise SystemExit(130)
     if cli.is_main_process():
-        write_record(folder, config, finished=True)
+        write_record(folder, config, tags, finished=True)
         remove_checkpoints(folder)
         print(
             f"Weights: {folder}/last" + (f" and {folder}/best" if evaluate else "") + f". {next_command(args, folder)}"
@@ -304,14 +306,14 @@ def _digest(file: Path) -> str:
         raise UserError(f"{file} cannot be read ({error.strerror}): fix the path.") from None
 
 
-def is_finished(folder: Path, config: dict[str, Any]) -> bool:
+def is_finished(folder: Path, config: dict[str, Any], tags: Sequence[str]) -> bool:
     """Whether this training is finished; begins it where there is none. Raises UserError for another one there."""
     if not (folder / "training.json").exists():
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} holds something else: choose another --out.")
         if cli.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
-            write_record(folder, config, finished=False)
+            write_record(folder, config, tags, finished=False)
         return False
     record = training_record(folder)
     old, new = record["config"], json.loads(json.dumps(config))
@@ -323,9 +325,9 @@ def is_finished(folder: Path, config: dict[str, Any]) -> bool:
     return bool(record["finished"])
 
 
-def write_record(folder: Path, config: dict[str, Any], finished: bool) -> None:
+def write_record(folder: Path, config: dict[str, Any], tags: Sequence[str], finished: bool) -> None:
     """Write training.json."""
-    record = {"config": config, "versions": versions(), "finished": finished}
+    record = {"config": config, "tags": list(tags), "versions": versions(), "finished": finished}
     replace_file(folder / "training.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -1,0 +1,161 @@
+"""Print Table 3 (right), Table 4 and section 4's accuracy after fine-tuning: ours beside the paper's numbers.
+
+    python training_analysis/table.py
+    python training_analysis/table.py --outputs outputs/training_analysis --format latex
+
+Reads the answers of fine-tuned models (runs of classify_vlm.py --adapter), the epochs of finetune_vlm.py, the answers
+of models as they are, and of CLIP the linear probes. Writes table3, table4 and section4 (.md, .csv in the long form,
+.tex). The correlation of frequency and accuracy after fine-tuning (Table 11): data_analysis/correlate.py.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from vlmclassifier import cli
+from vlmclassifier.benchmarks import BENCHMARKS, PAPER_BENCHMARKS
+from vlmclassifier.identity import training_record
+from vlmclassifier.models import display_name
+from vlmclassifier.paths import OUTPUTS
+from vlmclassifier.records import Score, UserError
+from vlmclassifier.scoring.intervals import wilson_interval
+from vlmclassifier.scoring.runs import ScoredRun, collect_runs
+from vlmclassifier.tables import LEGEND, compare, markdown, wide_table, write_tables
+
+PAPER = Path(__file__).parent / "paper.csv"
+TITLES = {
+    "table3": "Table 3, right: fine-tuning on classification rows", "table4": "Table 4: fine-tuning on captions",
+    "section4": "Section 4: the mixture",
+}  # fmt: skip
+# --train -> the paper's name of the row. Its BLIP-2 trains the Q-Former side and is called projector, too.
+SETTINGS = {"projector": "projector", "projector+lora": "projector_and_lm_lora", "qformer": "projector"}
+MIXTURE_MODEL = "{} Finetuned on ImageNet+LLaVA"
+RULES = """A row of the paper is judged by the paper's rule: the epoch that is best on the test images (--evaluate-test
+with --evaluated at least their number). Rows that end in held_out choose it on held-out train images and are our
+numbers; last_epoch chooses nothing. accuracy: the label is contained in the answer; exact: it equals the answer."""
+
+
+@dataclass
+class Args:
+    outputs: Path = OUTPUTS / "training_analysis"
+    """Folder of the trainings and of the answers of fine-tuned models."""
+    clip: Path = OUTPUTS / "feature_analysis"
+    """Folder of the linear probes on CLIP's features."""
+    zero_shot: Path = OUTPUTS / "main_results"
+    """Folder of the answers before fine-tuning."""
+    format: Literal["markdown", "csv", "latex"] = "markdown"
+    """What to print; all three are written."""
+
+
+def main(args: Args) -> None:
+    """Collect, compare with the paper, write and print."""
+    import pandas as pd
+
+    collected = collect_runs([args.outputs], ["vlm"])
+    scores = [score for run in collected.runs for score in fine_tuned_scores(run)]
+    scores += papers_rule_scores(args.outputs)
+    if not scores:
+        raise UserError(f"No answers of fine-tuned models in {args.outputs}: start with training_analysis/*.sh.")
+    scores += other_scores(args)
+    papers = pd.read_csv(PAPER)
+    files = []
+    for name, title in TITLES.items():
+        own = [score for table, score in scores if table == name]
+        published = papers[papers["table"] == name]
+        comparison = compare(own, PAPER, name)
+        datasets = [key for key in PAPER_BENCHMARKS if key in set(published["dataset"])]
+        order = ([*published["model"].unique()], (), [*published["setting"].unique()])
+        wide = wide_table(comparison, datasets, *order)
+        files += write_tables(wide, comparison, args.outputs, name)
+        if args.format == "markdown":
+            print(f"{title}, accuracy in percent\n\n{markdown(wide)}\n")
+        else:
+            print(files[("csv", "latex").index(args.format) - 2].read_text(encoding="utf-8"))
+    if args.format == "markdown":
+        print(f"{RULES}\n\n{LEGEND}")
+        for note in collected.notes:
+            print(f"Note: {note}")
+        print("Written: " + ", ".join(str(file) for file in files))
+
+
+def other_scores(args: Args) -> list[tuple[str, Score]]:
+    """What stands beside fine-tuned models: CLIP's linear probe, and the models that were fine-tuned, as they were."""
+    found = []
+    for score in collect_runs([args.clip], ["probe"]).scores:
+        if score.setting in ("linear", "linear-held_out", "linear-last_epoch"):
+            end = score.setting.removeprefix("linear")
+            found += [("table3", score), ("table4", replace(score, setting=f"finetuned_classification_data{end}"))]
+    for score in collect_runs([args.zero_shot], ["vlm"]).scores:
+        if score.setting == "open_world" and not any(tag.startswith("fine-tuned: ") for tag in score.tags):
+            found.append(("table4", replace(score, setting="zero_shot")))
+    return found
+
+
+def fine_tuned_scores(run: ScoredRun) -> list[tuple[str, Score]]:
+    """The scores of a fine-tuned model's answers with the tables that show them."""
+    adapter = run.config.get("adapter")
+    if adapter is None:
+        return []
+    end = {"best": "-held_out", "last": "-last_epoch"}.get(adapter["rule"], f"-{adapter['rule']}")
+    found = []
+    for score in run.scores:
+        tags = tuple(tag for tag in score.tags if not tag.startswith("fine-tuned: ") and tag != "trained further")
+        if run.config["split"] == "train":
+            continue
+        if adapter["benchmark"] != run.config["benchmark"]:
+            tags = (*tags, f"fine-tuned on {adapter['benchmark']}")
+        for table, model, setting in rows_of(adapter, score.model):
+            found.append((table, replace(score, model=model, setting=setting + end, tags=tags)))
+    return found
+
+
+def rows_of(adapter: dict[str, Any], model: str) -> list[tuple[str, str, str]]:
+    """Table, model and setting of the paper's rows that a fine-tuned model belongs to."""
+    setting = SETTINGS.get(adapter["train"], adapter["train"])
+    if adapter["captions"]:
+        return [("table4", model, "finetuned_captioning_data")]
+    if adapter["mix"]:
+        return [("section4", MIXTURE_MODEL.format(model), "open_world")]
+    rows = [("table3", model, setting)]
+    return rows + ([("table4", model, "finetuned_classification_data")] if setting == "projector" else [])
+
+
+def papers_rule_scores(outputs: Path) -> list[tuple[str, Score]]:
+    """For every training that has answered test images: the epoch that is best on them."""
+    found = []
+    for file in sorted(outputs.glob("*/epochs.csv")):
+        with open(file, newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if row.get("test")]
+        if not rows:
+            continue
+        record = training_record(file.parent)
+        trained = record["config"]
+        best = max(rows, key=lambda row: float(row["test"]))
+        n = int(best["test_n"])
+        right = round(float(best["test"]) * n / 100)
+        low, high = wilson_interval(right, n)
+        adapter = {"train": trained["train"], "captions": trained["captions"], "mix": trained["mix"]}
+        tags = training_tags(trained, n, record)
+        for table, model, setting in rows_of(adapter, display_name(trained["model"])):
+            score = Score(
+                model, setting, trained["benchmark"], "accuracy", 100 * right / n, 100 * low, 100 * high, n, tags
+            )
+            found.append((table, score))
+    return found
+
+
+def training_tags(trained: dict[str, Any], n: int, record: dict[str, Any]) -> tuple[str, ...]:
+    """What makes a training's epochs differ from the paper's."""
+    benchmark = BENCHMARKS.get(trained["benchmark"])
+    rows = benchmark.paper_rows if benchmark else {}
+    tags: Sequence[str] = record.get("tags", [])
+    papers = rows.get(benchmark.test_split) if benchmark else None
+    own = [f"{n:,} of {papers:,} images"] if papers and n != papers else []
+    own += ["only some train images"] if trained["limit"] else []
+    return (*tags, *own)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, __doc__)
