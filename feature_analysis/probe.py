@@ -25,12 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import BENCHMARKS
-from vlmclassifier.class_lists import first_index
 from vlmclassifier.models import MODELS
 from vlmclassifier.paths import run_folder
 from vlmclassifier.prompts import TEMPLATES
-from vlmclassifier.records import Prediction, UserError
-from vlmclassifier.runs import open_run
+from vlmclassifier.records import UserError
 from vlmclassifier.runs.features import Features
 from vlmclassifier.runs.record import differing_keys, read_record, refuse_difference
 from vlmclassifier.scoring.runs import score_run
@@ -363,6 +361,8 @@ def write_run(args: Args, train: Features, test: Features, answer: Answer, names
     """Write the answers of a probe as a finished run, where there is none yet, and print its scores."""
     from tqdm import tqdm
 
+    from vlmclassifier.probing.runs import save_predictions
+
     folder, config = run_of(args, train, test, answer.setting, names)
     if not is_finished(args, train, test, answer.setting, names):
         if changed := differences(folder, config):
@@ -372,25 +372,13 @@ def write_run(args: Args, train: Features, test: Features, answer: Answer, names
                 shutil.rmtree(folder)
         elif folder.exists():
             shutil.rmtree(folder)  # all rows are written at once: those of an interrupted command are written again
-        save_predictions(folder, config | {"chosen": answer.result.choice}, test, answer.result)
+        save_predictions(folder, config | {"chosen": answer.result.choice}, test, answer.result.predictions)
     score = score_run(folder).scores[0]
     model, interval = label(score.model, ", ".join(score.tags)), f"[{score.low:.1f}, {score.high:.1f}]"
     chosen = read_record(folder)["config"]["chosen"]
     # Not `print`: a progress bar may be on the screen.
     tqdm.write(f"{model}, {score.setting}, {score.dataset}: accuracy {score.value:.1f}% {interval}, n={score.n} "
                f"({chosen}). Run: {folder}. Next: python feature_analysis/table.py")  # fmt: skip
-
-
-def save_predictions(folder: Path, config: dict[str, Any], test: Features, result: "ProbeResult") -> None:
-    """Write what a probe says of the test rows as a run."""
-    names = config["classes"]
-    first = first_index(names)  # equal names stand for the first, as in every accuracy by class index
-    run = open_run(folder, config, [row.example_id for row in test.rows])
-    run.append([
-        Prediction(row.example_id, row.label, row.class_index, "", None, names[index], (first[names[index]],))
-        for row, index in zip(test.rows, result.predictions.tolist(), strict=True)
-    ])  # fmt: skip
-    run.finish()
 
 
 if __name__ == "__main__":

@@ -55,10 +55,9 @@ def main(args: Args) -> None:
 
     collected = collect_runs([args.outputs], ["vlm"])
     scores = [score for run in collected.runs for score in fine_tuned_scores(run)]
-    scores += papers_rule_scores(args.outputs)
+    scores += papers_rule_scores(args.outputs) + other_scores(args)
     if not scores:
         raise UserError(f"No answers of fine-tuned models in {args.outputs}: start with training_analysis/*.sh.")
-    scores += other_scores(args)
     papers = pd.read_csv(PAPER)
     files = []
     for name, title in TITLES.items():
@@ -83,10 +82,13 @@ def main(args: Args) -> None:
 def other_scores(args: Args) -> list[tuple[str, Score]]:
     """What stands beside fine-tuned models: CLIP's linear probe, and the models that were fine-tuned, as they were."""
     found = []
-    for score in collect_runs([args.clip], ["probe"]).scores:
-        if score.setting in ("linear", "linear-held_out", "linear-last_epoch"):
-            end = score.setting.removeprefix("linear")
-            found += [("table3", score), ("table4", replace(score, setting=f"finetuned_classification_data{end}"))]
+    for score in collect_runs([args.clip, args.outputs], ["probe"]).scores:
+        head, _, end = score.setting.partition("-")
+        if head in ("linear", "full") and end in ("", "held_out", "last_epoch"):
+            found.append(("table3", score))
+            if head == "linear":
+                setting = score.setting.replace("linear", "finetuned_classification_data")
+                found.append(("table4", replace(score, setting=setting)))
     for score in collect_runs([args.zero_shot], ["vlm"]).scores:
         if score.setting == "open_world" and not any(tag.startswith("fine-tuned: ") for tag in score.tags):
             found.append(("table4", replace(score, setting="zero_shot")))
