@@ -19,9 +19,6 @@ dose_response.png and findings.csv. It can be stopped at any time: the same comm
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +27,7 @@ from typing import Literal
 
 from vlmclassifier import cli
 from vlmclassifier.mini.findings import Finding, finding, readable, verdict, write_findings
-from vlmclassifier.mini.study import CLIP, PROCESSES, VLM, StudyArgs, answers_run, with_candidates
-from vlmclassifier.paths import PROJECT_ROOT
+from vlmclassifier.mini.study import CLIP, PROCESSES, VLM, StudyArgs, answers_run, run_logged, with_candidates
 from vlmclassifier.records import UserError
 from vlmclassifier.scoring.dose_response import (
     Observation,
@@ -124,21 +120,13 @@ def main(args: Args) -> None:
           f"{home / 'findings.csv'}. Next: data_analysis/plot.ipynb")  # fmt: skip
 
 
-def data_options(args: Args) -> list[str]:
-    """The options that say which data set it is, for every script."""
-    options = ["--benchmark", str(args.benchmark)]
-    shared = args.script_args()
-    options += ["--classes", str(args.classes.resolve())] if args.classes else []
-    return options + (["--data-root", str(shared["data_root"].resolve())] if shared["data_root"] else [])
-
-
 def clip_on_train(args: Args, home: Path) -> Path:
     """The run of CLIP on train images, which says how easy a class is; it is computed where there is none."""
     folder = home / "clip-train"
     limit = EASE_IMAGES * len(set(args.names))
-    run_script(home / "clip-train.log", ["main_results/classify_clip.py", "--model", CLIP, "--weights",
+    run_logged(home / "clip-train.log", ["main_results/classify_clip.py", "--model", CLIP, "--weights",
                args.root.resolve() / "checkpoints" / "clip", "--split", "train", "--limit", limit, "--batch-size",
-               args.batch_size, "--out", folder.resolve(), *data_options(args)])  # fmt: skip
+               args.batch_size, "--out", folder.resolve(), *args.data_options()])  # fmt: skip
     return folder
 
 
@@ -171,34 +159,23 @@ def run_trial(args: Args, trial: Trial) -> None:
         if not link.is_symlink() and source.exists():
             link.symlink_to(source.resolve(), target_is_directory=source.is_dir())
     log, vlm = trial.folder / "log.txt", checkpoint(trial)
-    train = ["training_analysis/pretrain_mini.py", *data_options(args), "--stages", "vlm", "--seed", args.seed,
+    train = ["training_analysis/pretrain_mini.py", *args.data_options(), "--stages", "vlm", "--seed", args.seed,
              "--preset", args.preset, "--frequency", doses, "--no-evaluate", "--out", trial.folder.resolve(),
              *trial.options]  # fmt: skip
     train += ["--minutes", args.minutes] if args.minutes else []
     train += ["--facts", args.facts.resolve()] if args.facts else []
-    run_script(log, train)
-    common = ["--model", VLM, "--weights", vlm, "--batch-size", args.batch_size, *data_options(args)]
+    run_logged(log, train)
+    common = ["--model", VLM, "--weights", vlm, "--batch-size", args.batch_size, *args.data_options()]
     common += ["--limit", args.limit] if args.limit else []
-    run_script(log, ["main_results/classify_vlm.py", *common, "--max-new-tokens", 16, "--out",
+    run_logged(log, ["main_results/classify_vlm.py", *common, "--max-new-tokens", 16, "--out",
                      trial.folder.resolve() / SCORES["open world"]])  # fmt: skip
-    run_script(log, ["inference_analysis/rank_labels.py", *common, "--out",
+    run_logged(log, ["inference_analysis/rank_labels.py", *common, "--out",
                      trial.folder.resolve() / SCORES["ranking"]])  # fmt: skip
 
 
 def checkpoint(trial: Trial) -> Path:
     """The VLM of a training, as pretrain_mini.py names it after its table of doses."""
     return trial.folder.resolve() / "vlm-table-doses"
-
-
-def run_script(log: Path, command: Sequence[object]) -> None:
-    """Run one script on one core, its output in a log file. Raises UserError with its last line where it fails."""
-    words = [str(word) for word in command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(log, "a", encoding="utf-8") as stream:
-        done = subprocess.run([sys.executable, *words], cwd=PROJECT_ROOT, env=environment, stdout=stream, stderr=stream)
-    if done.returncode:
-        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise UserError(f"{words[0]} stopped ({''.join(last)}; all of it: {log}): fix the cause and run it again.")
 
 
 def class_accuracy(run: Path, names: Sequence[str]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from vlmclassifier.records import UserError
 # The values are its arguments with --smoke.
 SECTIONS = {
     "main_results": ["--candidates", 2, "all", "--train", 96], "inference_analysis": ["--train", 96],
-    "feature_analysis": ["--draws", 1], "data_analysis": [],
+    "feature_analysis": ["--draws", 1], "data_analysis": [], "training_analysis": ["--train", 192, "--steps", 3],
 }  # fmt: skip
 BY_CONSTRUCTION = (
     "By construction: in this data set we set how often the training texts name each class. What F1 and F4 test here "
@@ -173,6 +173,8 @@ def run_seed(args: Args, seed: int, root: Path, times: dict[str, float]) -> list
         command = [f"{section}/mini_study.py", "--root", root, *data]
         if args.smoke:
             command += smoke_arguments
+        if args.full and section == "training_analysis":
+            command += ["--captions"]
         with timed(section, times):
             run_script(command)
         findings += read_findings(root / section / "findings.csv")

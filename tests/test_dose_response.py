@@ -115,7 +115,7 @@ def test_the_trainings_run_and_resume(trained, figures_root, tmp_path, monkeypat
         if done.returncode:
             raise UserError(done.stderr)
 
-    monkeypatch.setattr(module, "run_script", run)
+    monkeypatch.setattr(module, "run_logged", run)
     args = module.Args(root, preset="smoke", limit=12)
     steps = ["--vlm-steps", 3, "--clip-steps", 6]
     monkeypatch.setattr(module, "ARMS", {arm: [*options, *steps] for arm, options in module.ARMS.items()})
@@ -139,4 +139,4 @@ def test_the_trainings_run_and_resume(trained, figures_root, tmp_path, monkeypat
     assert files and all(file.stat().st_mtime_ns == time for file, time in files.items())
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"no_script.py stopped .*all of it: .*log"):
-        module.run_script(tmp_path / "log", ["no_script.py"])
+        module.run_logged(tmp_path / "log", ["no_script.py"])

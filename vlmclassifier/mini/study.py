@@ -1,5 +1,8 @@
 """Shared parts of the sections' mini_study.py scripts: arguments, run folders, processes, saved answers."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ from typing import Any
 from vlmclassifier import cli
 from vlmclassifier.arguments import BenchmarkName
 from vlmclassifier.benchmarks import class_names, find_benchmark
+from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.prompts import WORDINGS, PromptSetting
 from vlmclassifier.records import UserError
 from vlmclassifier.runs import read_run
@@ -44,6 +48,13 @@ class StudyArgs:
         """The class list of the benchmark."""
         return class_names(find_benchmark(self.benchmark, self.classes))
 
+    def data_options(self) -> list[str]:
+        """The options of a command line that say which data set it is."""
+        options = ["--benchmark", str(Path(self.benchmark).resolve() if self.classes else self.benchmark)]
+        options += ["--classes", str(self.classes.resolve())] if self.classes else []
+        root = self.script_args()["data_root"]
+        return options + (["--data-root", str(root.resolve())] if root else [])
+
     def script_args(self) -> dict[str, Any]:
         """The arguments that are the same for every script of the study."""
         data_root = self.data_root
@@ -53,6 +64,17 @@ class StudyArgs:
             "benchmark": self.benchmark, "classes": self.classes, "batch_size": self.batch_size,
             "data_root": data_root,
         }  # fmt: skip
+
+
+def run_logged(log: Path, command: Sequence[object]) -> None:
+    """Run one script on one core, its output in a log file. Raises UserError with its last line where it fails."""
+    words = [str(word) for word in command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with open(log, "a", encoding="utf-8") as stream:
+        done = subprocess.run([sys.executable, *words], cwd=PROJECT_ROOT, env=environment, stdout=stream, stderr=stream)
+    if done.returncode:
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise UserError(f"{words[0]} stopped ({''.join(last)}; all of it: {log}): fix the cause and run it again.")
 
 
 def open_world(names: Sequence[str], wording: str = "base") -> PromptSetting:

@@ -1,0 +1,244 @@
+"""This section's part of the small study: does training on classification data teach the VLM to classify (F5)?
+
+    python training_analysis/mini_study.py --root outputs/plane_figures/seed-0
+    python training_analysis/mini_study.py --root outputs/my/seed-0 --benchmark my.jsonl --classes my.json
+
+Fine-tunes ROOT/checkpoints/vlm by finetune_vlm.py: the projector; projector and LoRA; the projector on a mixture with
+the instruction texts of its own training; with --captions the projector on captions. Each then classifies the test
+split. CLIP's linear probe has the same train images. Writes ROOT/training_analysis/NAME for every training and
+findings.csv.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vlmclassifier import cli
+from vlmclassifier.benchmarks import find_benchmark, load_evaluation
+from vlmclassifier.mini.findings import (
+    Finding,
+    accuracy,
+    finding,
+    paper_number,
+    readable,
+    verdict,
+    without_paper,
+    write_findings,
+)
+from vlmclassifier.mini.study import (
+    CLIP,
+    PROCESSES,
+    VLM,
+    Hits,
+    StudyArgs,
+    answers_run,
+    common_images,
+    open_world,
+    read_hits,
+    run_logged,
+    values,
+    with_candidates,
+)
+from vlmclassifier.prompts import CAPTION
+from vlmclassifier.records import UserError
+from vlmclassifier.scoring.intervals import class_counts
+from vlmclassifier.scoring.statistics import paired_difference
+
+paper = partial(paper_number, Path(__file__).parent / "paper.csv")
+# Set on seed 0 alone. The projector has AdamW at a high rate, since it is small and starts far from its goal.
+COMMON = ["--lora-rank", 16, "--lora-alpha", 32, "--lora-dropout", 0, "--batch-size", 64, "--lora-rate", 3e-3,
+          "--learning-rate", 4e-3, "--evaluated", 480]  # fmt: skip
+STEPS = {"lora": 260, "projector": 200, "mixture": 200, "captions": 200}
+MIXED_SHARE = 0.5  # of the rows of the mixture that are instruction texts
+NAMES = {  # the longest first, so that two at a time end together
+    "lora": "projector and LoRA", "projector": "projector", "mixture": "projector, mixture with instruction texts",
+    "captions": "projector, captions",
+}  # fmt: skip
+PAPERS = {"projector": ("table3", "LLaVA1.5-7B", "projector"),
+          "mixture": ("section4", "LLaVA1.5-7B Finetuned on ImageNet+LLaVA", "open_world")}  # fmt: skip
+NEAR, CAPTIONS_NEAR, SPEARMAN_NEAR = 5, 3, 0.2  # F5: points to CLIP's probe, captions to rows; Spearman to CLIP's
+
+
+@dataclass
+class Args(StudyArgs):
+    """Arguments."""
+
+    train: int = 14_400
+    """Number of train images that are trained on, a tenth of them held out."""
+    steps: int | None = None
+    """Steps of every fine-tuning; default: the study's."""
+    captions: bool = False
+    """Also fine-tune on captions (part of the full study)."""
+    seed: int = 0
+    """Seed of the order of the rows and of LoRA's start."""
+
+
+def main(args: Args) -> None:
+    """Train and classify what is not there yet, two at a time; derive the findings from the saved answers."""
+    cli.check_positive(limit=args.limit, train=args.train, batch_size=args.batch_size, steps=args.steps)
+    out = args.root / "training_analysis"
+    out.mkdir(parents=True, exist_ok=True)
+    names = [name for name in NAMES if name != "captions" or args.captions]
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        jobs = [pool.submit(train_and_classify, args, name) for name in names]
+        jobs.append(pool.submit(linear_probe, args))
+        for job in jobs:
+            job.result()
+    hits = {name: read_hits(answers_folder(args, name)) for name in names}
+    hits["linear"] = read_hits(out / "clip-linear-held_out")
+    hits["base"] = read_hits(answers_run(args.root, VLM, open_world(args.names)))
+    hits["clip"] = read_hits(answers_run(args.root, CLIP, with_candidates(args.names, "all")))
+    hits = common_images(hits)
+    findings = without_paper([*accuracies(args, hits), *frequencies(args, hits)], args.benchmark)
+    write_findings(findings, out / "findings.csv")
+    print(f"\n{readable(findings)}\n\nWritten: {out / 'findings.csv'}. "
+          f"Next: python training_analysis/table.py --outputs {out}")  # fmt: skip
+
+
+def train_and_classify(args: Args, name: str) -> None:
+    """One fine-tuning and the answers of its best weights; what is finished is left alone."""
+    out = args.root / "training_analysis"
+    data = ["--model", VLM, "--weights", (args.root / "checkpoints" / "vlm").resolve(), *args.data_options()]
+    options = ["--train", "projector+lora" if name == "lora" else "projector"]
+    if name == "captions":
+        options += ["--captions", write_captions(args, out / "captions.jsonl").resolve()]
+    if name == "mixture":
+        texts = args.root / "checkpoints" / "vlm-texts" / "instruct.json"
+        rows = len(json.loads(texts.read_text(encoding="utf-8")))
+        own = 0.9 * len(load_split(args, "train").examples)
+        weight = own / rows * MIXED_SHARE / (1 - MIXED_SHARE)
+        options += [
+            "--mix",
+            f"{texts.resolve()}={weight:.4f}",
+            "--image-root",
+            load_split(args, "train").root.resolve(),
+        ]
+    log = out / f"{name}.log"
+    run_logged(log, ["training_analysis/finetune_vlm.py", *data, *options, *COMMON, "--limit", args.train, "--steps",
+                     args.steps or STEPS[name], "--seed", args.seed, "--out", (out / name).resolve()])  # fmt: skip
+    classify = ["main_results/classify_vlm.py", *data, "--adapter", (out / name / "best").resolve(), "--max-new-tokens",
+                16, "--batch-size", args.batch_size, "--out", answers_folder(args, name).resolve()]  # fmt: skip
+    classify += ["--limit", args.limit] if args.limit else []
+    classify += ["--wording", "caption"] if name == "captions" else []
+    run_logged(log, classify)
+
+
+def load_split(args: Args, split: str):  # noqa: ANN201 - an Evaluation
+    """The images of one split, as finetune_vlm.py reads them."""
+    return load_evaluation(
+        args.benchmark, args.classes, args.script_args()["data_root"], split, args.train if split == "train" else None
+    )
+
+
+def answers_folder(args: Args, name: str) -> Path:
+    """The run of the answers of a fine-tuned model."""
+    return args.root / "training_analysis" / f"{name}-answers"
+
+
+def write_captions(args: Args, file: Path) -> Path:
+    """A caption with the class name for every train image: no API writes them here, so that all have one form."""
+    if not file.exists():
+        lines = [json.dumps({"id": example.id, "caption": CAPTION.format(example.label), "tries": 1})
+                 for example in load_split(args, "train").examples]  # fmt: skip
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def linear_probe(args: Args) -> None:
+    """CLIP's linear probe on the train images that the VLM is fine-tuned on."""
+    out, log = args.root / "training_analysis", args.root / "training_analysis" / "clip.log"
+    folders = {split: (out / f"clip-features-{split}").resolve() for split in ("train", "test")}
+    for split, folder in folders.items():
+        limit = args.train if split == "train" else args.limit
+        run_logged(log, ["feature_analysis/extract_features.py", "--model", CLIP, "--weights",
+                         (args.root / "checkpoints" / "clip").resolve(), "--split", split, "--batch-size",
+                         args.batch_size, "--out", folder, *args.data_options(),
+                         *(["--limit", limit] if limit else [])])  # fmt: skip
+    if not (out / "clip-linear-held_out" / "scores.csv").exists():
+        run_logged(log, ["training_analysis/finetune_clip.py", "--features", folders["train"], "--test-features",
+                         folders["test"], "--out", (out / "clip").resolve()])  # fmt: skip
+
+
+def accuracies(args: Args, hits: dict[str, Hits]) -> list[Finding]:
+    """F5, accuracy: the best fine-tuning by held-out train rows is near CLIP's linear probe, captions near rows."""
+    linear = values(hits["linear"])
+    rows = [
+        accuracy("F5", "VLM, zero-shot", values(hits["base"])),
+        accuracy("F5", "CLIP, linear probe on the same train images", linear, 85.2),
+    ]
+    for name, words in NAMES.items():
+        if name not in hits:
+            continue
+        number = paper(*PAPERS[name]) if name in PAPERS else None
+        rows.append(accuracy("F5", f"VLM fine-tuned: {words}", values(hits[name]), number))
+    best = chosen(args)
+    gap = paired_difference(linear, values(hits[best]))
+    rows.append(finding("F5", "CLIP's linear probe minus the best fine-tuning, chosen on train images", gap, None,
+                        verdict(gap.value <= NEAR)))  # fmt: skip
+    if "captions" in hits:
+        gap = paired_difference(values(hits["projector"]), values(hits["captions"]))
+        rows.append(finding("F5", "classification rows minus captions", gap, None, verdict(gap.value <= CAPTIONS_NEAR)))
+    return rows
+
+
+def chosen(args: Args) -> str:
+    """The fine-tuning on classification rows that is best on held-out train images. Raises UserError."""
+    found = {}
+    for name in ("projector", "lora", "mixture"):
+        file = args.root / "training_analysis" / name / "epochs.csv"
+        if not file.exists():
+            raise UserError(f"{file} does not exist: remove {file.parent} and run this again.")
+        with open(file, newline="", encoding="utf-8") as stream:
+            found[name] = max(float(row["held_out"]) for row in csv.DictReader(stream))
+    return max(found, key=found.get)
+
+
+def frequencies(args: Args, hits: dict[str, Hits]) -> list[Finding]:
+    """F5, frequency: after fine-tuning the accuracy follows the naming texts no more than CLIP's does."""
+    counts = naming_counts(args)
+    rows, found = [], {}
+    best = chosen(args)
+    for name, words in (("base", "before"), (best, f"after, {NAMES[best]}"), ("clip", "CLIP's")):
+        found[name] = row = spearman_row(hits[name], counts)
+        holds = ""
+        if name == "clip":
+            continue
+        if name == best:
+            limit = spearman_row(hits["clip"], counts).value + SPEARMAN_NEAR
+            holds = verdict(row.value <= limit)
+        rows.append(Finding("F5", f"Spearman, naming texts and VLM's accuracy {words} fine-tuning"
+                            if name == "base" else f"Spearman, naming texts and VLM's accuracy {words}",
+                            row.value, row.low, row.high, row.n, None, holds))  # fmt: skip
+    clip = found["clip"]
+    return [*rows, Finding("F5", "Spearman, naming texts and CLIP's accuracy", clip.value, clip.low, clip.high, clip.n)]
+
+
+def naming_counts(args: Args) -> dict[str, float]:
+    """Class -> texts that name it, by data_analysis/mini_study.py. Raises UserError where that has not run."""
+    file = args.root / "data_analysis" / f"{find_benchmark(args.benchmark, args.classes).key}.csv"
+    if not file.exists():
+        raise UserError(f"{file} does not exist: run data_analysis/mini_study.py first.")
+    with open(file, newline="", encoding="utf-8") as stream:
+        return {row["class"]: float(row["count"]) for row in csv.DictReader(stream) if row["stage"] == "total"}
+
+
+def spearman_row(hits: Hits, counts: dict[str, float]):  # noqa: ANN201 - a Correlation
+    """Spearman's coefficient of counts and accuracy over classes."""
+    import numpy as np
+
+    from vlmclassifier.scoring.correlation import correlate, spearman
+
+    names: Sequence[str] = sorted(counts)
+    place = {name: number for number, name in enumerate(names)}
+    found = class_counts([place[label] for label, _ in hits.values()], [hit for _, hit in hits.values()])
+    rows = [(counts[names[number]], right / n) for number, (right, n) in sorted(found.items())]
+    x, y = (np.array(column) for column in zip(*rows, strict=True))
+    return correlate(x, y, spearman)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args, __doc__)
