@@ -40,10 +40,9 @@ from vlmclassifier.scoring.runs import score_run
 from vlmclassifier.scoring.statistics import Estimate
 from vlmclassifier.tables import write_csv
 
-DOSES = (0.0, 0.04, 0.1, 0.25, 0.5, 1.0)
 ARMS = {"constant": ["--keep-generic", 1], "dropped": []}  # options of pretrain_mini.py
 OVER_CLASSES = "dropped, over classes"
-CONFOUNDED, CONFOUNDED_TRAININGS, NOISE = "confounded", 3, 0.2
+CONFOUNDED, NOISE = "confounded", 0.2
 EASE_IMAGES = 100  # train images of every class on which CLIP's ease is measured
 SCORES = {"open world": "answers", "ranking": "ranking"}  # how a VLM is asked -> folder of its run
 
@@ -56,6 +55,10 @@ class Args(StudyArgs):
     """The study's seed, which checkpoints and doses depend on."""
     preset: Literal["figures", "photos", "smoke"] = "figures"
     """The study's training recipe."""
+    doses: tuple[float, ...] = (0.0, 0.04, 0.1, 0.25, 0.5, 1.0)
+    """Shares of a class's images that texts name; each arm has as many trainings. An even number is balanced."""
+    confounded: int = 3
+    """Trainings of the confounded world."""
     minutes: float | None = None
     """The study's training time, where it was given."""
     facts: Path | None = None
@@ -79,6 +82,9 @@ class Trial:
 def main(args: Args) -> None:
     """Train and classify, two trainings at a time; then fit the slopes, draw, and say what they show."""
     # ---- check
+    cli.check_positive(limit=args.limit, batch_size=args.batch_size, confounded=args.confounded)
+    if len(set(args.doses)) < max(2, len(args.doses)) or not all(0 <= dose <= 1 for dose in args.doses):
+        raise UserError("--doses must be two or more different shares from 0 to 1.")
     clip_run = answers_run(args.root, CLIP, with_candidates(args.names, "all"))
     for needed in (args.root / "checkpoints" / "clip", args.root / "checkpoints" / "lm", clip_run / "run.json"):
         if not needed.exists():
@@ -90,12 +96,12 @@ def main(args: Args) -> None:
     trials = [
         Trial(home / f"{arm}-{number}", doses, options)
         for arm, options in ARMS.items()
-        for number, doses in enumerate(designed_doses(args.names, DOSES, args.seed), start=1)
+        for number, doses in enumerate(designed_doses(args.names, args.doses, args.seed), start=1)
     ]  # fmt: skip
     ease = class_accuracy(clip_on_train(args, home), args.names)
     trials += [
-        Trial(home / f"{CONFOUNDED}-{number}", confounded_doses(ease, DOSES, NOISE, number), ARMS["dropped"])
-        for number in range(1, CONFOUNDED_TRAININGS + 1)
+        Trial(home / f"{CONFOUNDED}-{number}", confounded_doses(ease, args.doses, NOISE, number), ARMS["dropped"])
+        for number in range(1, args.confounded + 1)
     ]
     run_all(args, trials)
 

@@ -17,7 +17,7 @@ import count_classes
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import find_benchmark
-from vlmclassifier.mini.findings import Finding, readable, verdict, without_paper, write_findings
+from vlmclassifier.mini.findings import Finding, judged, readable, without_paper, write_findings
 from vlmclassifier.mini.study import (
     CLIP,
     PROCESSES,
@@ -81,7 +81,8 @@ def controls(args: Args, counts: Path, out: Path) -> list[Finding]:
         found = coefficient(folder, "spearman")
         whose = "its own" if own else "the first VLM's"
         metric = f"Spearman, control: frequencies {frequency}, {whose} texts"
-        holds = verdict(found.low > SUFFICIENT if own else found.low <= SUFFICIENT, True)
+        follows = found.low > SUFFICIENT if own else found.low <= SUFFICIENT
+        holds = judged(follows, found.low, by_construction=True)
         rows.append(Finding("F4", metric, found.value, found.low, found.high, int(found.n), None, holds))
     return rows
 
@@ -105,7 +106,12 @@ def frequency(out: Path) -> list[Finding]:
         return Finding("F4", f"Spearman, {metric}", values.value, values.low, values.high, int(values.n), number, holds)
 
     rows = [
-        row("naming texts and VLM's accuracy", vlm, "LLaVA1.5-7B", verdict(vlm.low > max(SUFFICIENT, clip.high), True)),
+        row(
+            "naming texts and VLM's accuracy",
+            vlm,
+            "LLaVA1.5-7B",
+            judged(vlm.low > max(SUFFICIENT, clip.high), vlm.low, clip.high, by_construction=True),
+        ),
         row("naming texts and CLIP's accuracy", clip, "CLIP-L"),
     ]
     if given_clip is not None:

@@ -80,6 +80,8 @@ def test_the_design_finds_the_planted_slope_where_an_observer_is_misled(monkeypa
     nothing = slope_per_doubling(observed(designed_doses(NAMES, DOSES, 1), 0.0, ease, 2), fixed_effects=True)
     assert nothing.low < 0 < nothing.high
     with pytest.raises(ValueError, match="two numbers of texts are needed"):
+        slope_per_doubling([row._replace(right=0) for row in world])
+    with pytest.raises(ValueError, match="two numbers of texts are needed"):
         slope_per_doubling([row for row in world if row.dose == 1.0])
 
 
@@ -99,11 +101,11 @@ def test_the_trainings_run_and_resume(trained, figures_root, tmp_path, monkeypat
     root.mkdir()
     (root / "checkpoints").symlink_to(trained)
     (root / "images").symlink_to(figures_root)
+    with pytest.raises(UserError, match="--doses must be two or more different shares"):
+        module.main(module.Args(root, doses=(0.0, 0.0)))
     with pytest.raises(UserError, match="closed_world/run.json does not exist: run scripts/study.py first"):
         module.main(module.Args(root))
     study.classify_all([job for job in study.jobs(study.Args(root, candidates=("all",))) if job.model == "mini-clip"])
-    monkeypatch.setattr(module, "DOSES", (0.0, 1.0))
-    monkeypatch.setattr(module, "CONFOUNDED_TRAININGS", 1)
     monkeypatch.setattr(module, "EASE_IMAGES", 1)
     monkeypatch.setattr(dose_response, "RESAMPLES", 20)
     commands = []
@@ -116,7 +118,7 @@ def test_the_trainings_run_and_resume(trained, figures_root, tmp_path, monkeypat
             raise UserError(done.stderr)
 
     monkeypatch.setattr(module, "run_logged", run)
-    args = module.Args(root, preset="smoke", limit=12)
+    args = module.Args(root, preset="smoke", limit=12, doses=(0.0, 1.0), confounded=1)
     steps = ["--vlm-steps", 3, "--clip-steps", 6]
     monkeypatch.setattr(module, "ARMS", {arm: [*options, *steps] for arm, options in module.ARMS.items()})
     module.main(args)

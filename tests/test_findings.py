@@ -255,7 +255,8 @@ def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, figure
     counting.main(counting.Args(root, limit=48))
     rows = {row.metric: row for row in read_findings(root / "data_analysis" / "findings.csv")}
     row = rows["Spearman, naming texts and VLM's accuracy"]
-    assert row.paper == 0.76 and 3 <= row.n <= 48 and row.holds in ("holds (by construction)", "does not hold")
+    assert row.paper == 0.76 and 3 <= row.n <= 48
+    assert row.holds.startswith(("holds (by construction)", "does not hold", "cannot be judged"))
     assert rows["Spearman, naming texts and CLIP's accuracy"].paper == -0.13
     assert "| Spearman, naming texts and CLIP's accuracy" in capsys.readouterr().out
 

@@ -23,6 +23,7 @@ from vlmclassifier.mini.findings import (
     Finding,
     accuracy,
     finding,
+    judged,
     paper_number,
     readable,
     verdict,
@@ -200,21 +201,19 @@ def chosen(args: Args) -> str:
 def frequencies(args: Args, hits: dict[str, Hits]) -> list[Finding]:
     """F5, frequency: after fine-tuning the accuracy follows the naming texts no more than CLIP's does."""
     counts = naming_counts(args)
-    rows, found = [], {}
-    best = chosen(args)
-    for name, words in (("base", "before"), (best, f"after, {NAMES[best]}"), ("clip", "CLIP's")):
-        found[name] = row = spearman_row(hits[name], counts)
-        holds = ""
-        if name == "clip":
-            continue
-        if name == best:
-            limit = spearman_row(hits["clip"], counts).value + SPEARMAN_NEAR
-            holds = verdict(row.value <= limit)
-        rows.append(Finding("F5", f"Spearman, naming texts and VLM's accuracy {words} fine-tuning"
-                            if name == "base" else f"Spearman, naming texts and VLM's accuracy {words}",
-                            row.value, row.low, row.high, row.n, None, holds))  # fmt: skip
-    clip = found["clip"]
-    return [*rows, Finding("F5", "Spearman, naming texts and CLIP's accuracy", clip.value, clip.low, clip.high, clip.n)]
+    before, after, clip = (spearman_row(hits[name], counts) for name in ("base", chosen(args), "clip"))
+    holds = judged(after.value <= clip.value + SPEARMAN_NEAR, after.value, clip.value)
+
+    def row(what: str, found, holds: str = "") -> Finding:  # noqa: ANN001 - a Correlation
+        return Finding(
+            "F5", f"Spearman, naming texts and {what}", found.value, found.low, found.high, found.n, None, holds
+        )
+
+    return [
+        row("VLM's accuracy before fine-tuning", before),
+        row("VLM's accuracy after the best fine-tuning", after, holds),
+        row("CLIP's accuracy", clip),
+    ]
 
 
 def naming_counts(args: Args) -> dict[str, float]:

@@ -43,6 +43,13 @@ def verdict(holds: bool, by_construction: bool = False) -> str:
     return "holds (by construction)" if by_construction else "holds"
 
 
+def judged(holds: bool, *numbers: float, by_construction: bool = False) -> str:
+    """As `verdict`, where the numbers that it depends on exist: a correlation has none where nothing varies."""
+    if any(number != number for number in numbers):
+        return "cannot be judged: the accuracy does not vary over classes"
+    return verdict(holds, by_construction)
+
+
 def paper_number(file: Path, table: str, model: str, setting: str) -> float | None:
     """Return the paper's number on ImageNet from a section's paper.csv, or None if the file has no such row."""
     key = (table, model, setting, "imagenet")

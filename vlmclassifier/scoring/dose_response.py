@@ -81,7 +81,8 @@ def slope_per_doubling(
         rows = [row for row in rows if 0 < totals[row.name][0] < totals[row.name][1]]
     names = list(dict.fromkeys(row.name for row in rows))
     trainings = list(dict.fromkeys(row.training for row in rows))
-    if len(names) < 3 or len({row.texts for row in rows}) < 2:
+    varies = any(row.right for row in rows) and any(row.right < row.n for row in rows)
+    if len(names) < 3 or len({row.texts for row in rows}) < 2 or not varies:
         raise ValueError("three classes with right and wrong answers and two numbers of texts are needed")
     name_of, training_of = (
         np.array([places.index(getattr(row, field)) for row in rows])
