@@ -115,6 +115,14 @@ def test_notebooks_plot_the_tables(path, outputs, tiny, images, monkeypatch):
         assert (reference["count"] <= pd.read_csv(outputs / "data_analysis" / "caltech.csv")["count"]).all()
         printed = launch(outputs, "data_analysis/correlate.sh", BENCHMARKS="caltech").stdout
         assert "| CLIP-L (" in printed and "missing (-0.03)" in printed
+    if path.parent.name == "training_analysis":
+        if not REALDATA:
+            pytest.skip("the generated images have no train split")
+        paths = f"[models]\n'llava-1.5-7b' = '{tiny / 'llava-1.5-7b'}'\n[benchmarks]\ncaltech = '{images}'\n"
+        (outputs / "llava.toml").write_text(paths)
+        launch(outputs, "training_analysis/finetune_llava.sh", MODELS="llava-1.5-7b", BENCHMARKS="caltech", ROWS="16",
+               TRAIN="projector", EPOCHS="2", LIMIT="8", MORE="--effective-batch 8 --evaluated 4",
+               VLMCLASSIFIER_PATHS=str(outputs / "llava.toml"))  # fmt: skip
     monkeypatch.setenv("VLMCLASSIFIER_OUTPUTS", str(outputs))
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
