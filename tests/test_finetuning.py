@@ -369,3 +369,68 @@ def test_two_processes_give_the_losses_of_one(choice, tiny, classes_of_colour, t
             right.gradient_norm, rel=2e-3
         )  # fmt: skip
     assert (tmp_path / "one" / "epochs.csv").read_text() == (tmp_path / "two" / "epochs.csv").read_text()
+
+
+@pytest.mark.slow
+def test_fsdp_that_is_not_used_ends_the_training(tiny, classes_of_colour, tmp_path):
+    own = classes_of_colour
+    done = run_script(
+        "training_analysis/finetune_vlm.py", "--model", "llava-1.5-7b", "--weights", tiny / "llava-1.5-7b",
+        "--benchmark", own.manifest, "--classes", own.classes, "--effective-batch", 4, "--batch-size", 4, "--steps", 1,
+        "--out", tmp_path / "run", env={"ACCELERATE_USE_FSDP": "true"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "the parameters are not sharded" in done.stderr
+
+
+@pytest.mark.slow
+def test_sharded_parameters_have_the_gradients_of_whole_ones(tiny, photos, tmp_path):
+    """`fully_shard` over two gloo processes with the product's collator and loss."""
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps(photos))
+    code = tmp_path / "shard.py"
+    code.write_text(SHARDED)
+    done = run_script("-m", "torch.distributed.run", "--nproc_per_node", 2, code, tiny / "llava-1.5-7b", rows)
+    assert done.stdout.count("sharded equals whole") == 2
+
+
+SHARDED = """
+import json, os, sys
+import torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from vlmclassifier import load_vlm
+from vlmclassifier.finetuning.collator import Collator
+from vlmclassifier.finetuning.loss import summed_loss
+from vlmclassifier.finetuning.parts import Lora, select_trained
+
+dist.init_process_group("gloo")
+mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+rows = json.load(open(sys.argv[2]))
+
+def build():
+    vlm = load_vlm("llava-1.5-7b", sys.argv[1], "cpu")
+    return vlm, select_trained(vlm.model, "projector+lora", Lora(2, 4, 0.0), seed=0)
+
+plain, trained = build()
+collator = Collator(plain)
+loss = summed_loss(plain.model, plain.model, collator(rows))
+loss.backward()
+vlm, _ = build()
+for layer in vlm.model.model.language_model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(vlm.model, mesh=mesh)
+half = rows[dist.get_rank() * 2 : dist.get_rank() * 2 + 2]
+own = summed_loss(vlm.model, vlm.model, collator(half))
+(own * 2).backward()  # gradients are averaged over the processes
+total = own.detach().clone()
+dist.all_reduce(total)
+assert abs(total - loss) < 1e-3, (total, loss)
+sharded = dict(vlm.model.named_parameters())
+assert all(hasattr(parameter, "full_tensor") for parameter in sharded.values())
+for name, parameter in trained.items():
+    gradient = sharded[name].grad
+    whole = torch.zeros_like(parameter) if gradient is None else gradient.full_tensor()
+    expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    assert (whole - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max())), name
+print("sharded equals whole", flush=True)
+"""

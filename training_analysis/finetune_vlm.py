@@ -158,11 +158,12 @@ def main(args: Args) -> None:
         print(f"{parameter_table(vlm.model)}\n\n{len(rows)} rows, {describe_batch(args)}")
 
     # ---- train
-    from vlmclassifier.finetuning.trainer import EpochCallback, last_checkpoint, remove_checkpoints
+    from vlmclassifier.finetuning.trainer import EpochCallback, ShardingCheck, last_checkpoint, remove_checkpoints
 
     evaluate = evaluations(args, vlm, task, held_out)
     epochs = EpochCallback(trainer, folder, evaluate)
     trainer.add_callback(epochs)
+    trainer.add_callback(ShardingCheck(vlm))
     resumed = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if epochs.interrupted:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -158,6 +159,22 @@ class SpikeCallback(TrainerCallback):
         with torch.no_grad():
             losses = row_losses(self.trainer.vlm.model, part["inputs"])
         return [row for row, loss in zip(part["rows"], losses.tolist(), strict=True) if not math.isfinite(loss)]
+
+
+class ShardingCheck(TrainerCallback):
+    """Ends a training for which FSDP was asked but is not used: accelerate falls back to DDP on the CPU silently."""
+
+    def __init__(self, vlm: VLM) -> None:
+        self.vlm = vlm
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Raise UserError where no parameter is a shard."""
+        asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+        if asked and not any(hasattr(parameter, "full_tensor") for parameter in self.vlm.model.parameters()):
+            raise UserError(
+                "FSDP was asked for (accelerate's configuration), but the parameters are not sharded: use GPUs, or "
+                "leave FSDP out; training_analysis/fsdp2.yaml is a configuration."
+            )
 
 
 class EpochCallback(TrainerCallback):
