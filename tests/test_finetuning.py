@@ -371,6 +371,31 @@ def test_two_processes_give_the_losses_of_one(choice, tiny, classes_of_colour, t
     assert (tmp_path / "one" / "epochs.csv").read_text() == (tmp_path / "two" / "epochs.csv").read_text()
 
 
+def test_blip_reads_larger_images_and_crops_by_epoch_and_row(tiny, classes_of_colour, photos, tmp_path):
+    """Also where its weights are loaded again; the miniature's patches are 14 pixels wide."""
+    own = classes_of_colour
+    options = {"model": "blip2-2.7b", "train": "qformer", "epochs": 1.0}
+    folder = finetune(tiny, own, tmp_path / "run", image_size=84, augment=True, **options)
+    classify = script("main_results/classify_vlm.py")
+    classify.main(
+        classify.Args("blip2-2.7b", tiny / "blip2-2.7b", adapter=folder / "last", out=tmp_path / "a", **own.args)
+    )
+    vlm = load_vlm("blip2-2.7b", tiny / "blip2-2.7b")
+    plain = vlm.process([noise((90, 60))], [vlm.prompt("What?")])
+    vlm.resize_images(84)
+    larger = vlm.process([noise((90, 60))], [vlm.prompt("What?")])
+    assert larger["pixel_values"].shape[-1] == 84 > plain["pixel_values"].shape[-1]
+    assert isinstance(vlm.ask(noise((90, 60)), "What?"), str) and len(read_run(tmp_path / "a")[1]) == 4
+    collator = Collator(vlm, augment=0)
+    first, again = (collator.open(photos[0]).tobytes() for _ in range(2))
+    collator.epoch = 1
+    assert first == again != collator.open(photos[0]).tobytes()
+    with pytest.raises(UserError, match="cannot read images of 85 pixels"):
+        finetune(tiny, own, tmp_path / "b", image_size=85, **options)
+    with pytest.raises(UserError, match="llava-1.5-7b cannot read images of 84 pixels"):
+        finetune(tiny, own, tmp_path / "c", image_size=84)
+
+
 @pytest.mark.slow
 def test_fsdp_that_is_not_used_ends_the_training(tiny, classes_of_colour, tmp_path):
     own = classes_of_colour

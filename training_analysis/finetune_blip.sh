@@ -2,7 +2,7 @@
 # Table 3, right, of BLIP-2: the Q-Former side on the train rows of every benchmark, and the answers to the test split.
 #   bash training_analysis/finetune_blip.sh
 #   BENCHMARKS="flowers" GPUS=4 bash training_analysis/finetune_blip.sh
-# Settings: MODELS, BENCHMARKS, EPOCHS (100, ImageNet 10), GPUS, BATCH_SIZE, ROWS (train images), LIMIT (test images), MORE
+# Settings: MODELS, BENCHMARKS, IMAGE_SIZE (364), EPOCHS (100, ImageNet 10), GPUS, BATCH_SIZE, ROWS (train images), LIMIT (test images), MORE
 # (further options of finetune_vlm.py, such as "--wording none": the captions of the reference code), OUTPUTS, PYTHON.
 set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
@@ -11,11 +11,12 @@ source scripts/launcher.bash
 source training_analysis/finetune.bash
 
 MODELS=${MODELS:-blip2-2.7b}
+IMAGE_SIZE=${IMAGE_SIZE-364}
 for benchmark in "${BENCHMARKS[@]}"; do
     epochs=100
     [ "$benchmark" != imagenet ] || epochs=10
     for model in $MODELS; do
-        EPOCHS=${EPOCHS:-$epochs} finetune "$model" "$benchmark" qformer --weight-decay 0.05
+        EPOCHS=${EPOCHS:-$epochs} finetune "$model" "$benchmark" qformer --weight-decay 0.05 ${IMAGE_SIZE:+--image-size "$IMAGE_SIZE"} --augment
     done
 done
 finish training_analysis/table.py

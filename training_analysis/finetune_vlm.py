@@ -95,6 +95,10 @@ class Args(DataArgs, ModelArgs):
     """Prompt template; default: the model's own. Projectors of LLaVA's own code: llava-v1, with --pad-square."""
     pad_square: bool = False
     """Pad images to squares with the mean colour, as LLaVA's own code does."""
+    image_size: int | None = None
+    """Side of the images in pixels, for BLIP-2 and InstructBLIP (the paper's BLIP-2: 364)."""
+    augment: bool = False
+    """A random crop and flip of every train image, as in the paper's BLIP-2."""
     held_out: float = 0.1
     """Share of every class's train rows that are not trained on and choose the best epoch; 0: none."""
     evaluate_test: bool = False
@@ -149,6 +153,7 @@ def main(args: Args) -> None:
 
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
     vlm.spec, vlm.pads_square = spec, args.pad_square
+    vlm.resize_images(args.image_size)
     lora = Lora(args.lora_rank, args.lora_alpha, args.lora_dropout)
     select_trained(vlm.model, args.train, lora, args.seed)
     if args.gradient_checkpointing:
@@ -181,7 +186,8 @@ def check_numbers(args: Args) -> None:
     """Raise UserError for numbers out of range, and for a batch that cannot be divided."""
     cli.check_positive(limit=args.limit, steps=args.steps, effective_batch=args.effective_batch,
                        batch_size=args.batch_size, lora_rank=args.lora_rank, lora_alpha=args.lora_alpha,
-                       max_length=args.max_length, save_steps=args.save_steps, evaluated=args.evaluated)  # fmt: skip
+                       max_length=args.max_length, save_steps=args.save_steps, evaluated=args.evaluated,
+                       image_size=args.image_size)  # fmt: skip
     for name in ("epochs", "learning_rate", "lora_rate", "weight"):
         value = getattr(args, name)
         if value is not None and not value > 0:
@@ -193,9 +199,9 @@ def check_numbers(args: Args) -> None:
         raise UserError("--steps and --epochs exclude each other: leave one out.")
     if args.captions and args.wording != "base":
         raise UserError("--captions has a request of its own: leave out --wording.")
-    if args.objective != "generation" and (args.captions or args.mix or args.gradient_checkpointing):
-        raise UserError(f"--objective {args.objective} is for classification rows alone, without --captions, --mix and "
-                        "--gradient-checkpointing.")  # fmt: skip
+    if args.objective != "generation" and (args.captions or args.mix or args.augment or args.gradient_checkpointing):
+        raise UserError(f"--objective {args.objective} is for classification rows alone, without --captions, --mix, "
+                        "--augment and --gradient-checkpointing.")  # fmt: skip
     for name in args.report_to:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"--report-to {name} needs a package that is not installed: pip install {name}.")
@@ -284,8 +290,8 @@ def configuration(
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that decides the trained weights, but not how a step is divided."""
     names = ("train", "objective", "wording", "weight", "epochs", "steps", "learning_rate", "lora_rate", "warmup",
-             "weight_decay", "effective_batch", "max_length", "pad_square", "held_out", "skip_spikes",
-             "seed")  # fmt: skip
+             "weight_decay", "effective_batch", "max_length", "pad_square", "image_size", "augment", "held_out",
+             "skip_spikes", "seed")  # fmt: skip
     mixed = {file.name: [_digest(file), weight] for file, weight in mixed_files(args)}
     lora = {"rank": args.lora_rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
     return {
@@ -356,7 +362,7 @@ def build_trainer(
     )  # fmt: skip
     record = {"config": config, "versions": versions(), "lora": config["lora"]}
     if args.objective == "generation":
-        collator, objective = Collator(vlm, args.max_length), summed_loss
+        collator, objective = Collator(vlm, args.max_length, args.seed if args.augment else None), summed_loss
     else:
         collator = NameCollator(vlm, config["classes"])
         objective = NameObjective(vlm, config["classes"], QUESTIONS[args.wording], args.objective)

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +154,21 @@ def pad_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def random_crop(image: Image.Image, key: str, smallest: float = 0.5) -> Image.Image:
+    """A random part of an image, at least `smallest` of its area, and flipped or not; decided by the key alone.
+
+    As in the training of BLIP-2 in the reference code; the model's processor resizes it.
+    """
+    rng = random.Random(key)
+    width, height = image.size
+    area, ratio = rng.uniform(smallest, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    crop_width = min(width, max(1, round(math.sqrt(width * height * area * ratio))))
+    crop_height = min(height, max(1, round(math.sqrt(width * height * area / ratio))))
+    left, top = rng.randint(0, width - crop_width), rng.randint(0, height - crop_height)
+    image = image.crop((left, top, left + crop_width, top + crop_height))
+    return ImageOps.mirror(image) if rng.random() < 0.5 else image
 
 
 def check_each(images: Sequence[Image.Image], process: Callable[[int], object]) -> None:

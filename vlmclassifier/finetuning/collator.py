@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmclassifier.images import open_image
+from vlmclassifier.images import open_image, random_crop
 from vlmclassifier.prompts import TEMPLATES
 from vlmclassifier.ranking.names import separator
 from vlmclassifier.records import UserError
@@ -97,11 +97,12 @@ class Collator:
     """Makes a batch of rows: the model's inputs, `labels`, and `row_ids`.
 
     `max_length`: the largest number of tokens; the end of an answer is cut, never an image token or a prompt.
+    `augment`: a random crop and flip of every image, by this seed, the epoch (which the trainer sets) and the row.
     """
 
-    def __init__(self, vlm: VLM, max_length: int | None = None) -> None:
+    def __init__(self, vlm: VLM, max_length: int | None = None, augment: int | None = None) -> None:
         context = getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None)
-        self.vlm = vlm
+        self.vlm, self.augment, self.epoch = vlm, augment, 0
         prompt, tokenizer = vlm.prompt("What?"), vlm.processor.tokenizer
         self.suffix = vlm.prompt_suffix(prompt)
         with_image = vlm.process([Image.new("RGB", DEFAULT_SIZE)], [prompt])["input_ids"][0].tolist()
@@ -164,7 +165,8 @@ class Collator:
 
     def open(self, row: Mapping[str, Any]) -> Any:
         """The image of a row."""
-        return open_image(row["image"], row["root"], f"row {row['id']}")
+        image = open_image(row["image"], row["root"], f"row {row['id']}")
+        return image if self.augment is None else random_crop(image, f"{self.augment}:{self.epoch}:{row['id']}")
 
     def _text_inputs(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Prompts without images, with the begin token as beside an image."""

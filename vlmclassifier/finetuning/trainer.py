@@ -203,6 +203,10 @@ class EpochCallback(TrainerCallback):
         self.interrupted = True
         signal.signal(signal.SIGINT, self._handler)  # a second one ends the process at once
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Let the batches of this epoch be augmented in their own way."""
+        self.trainer.data_collator.epoch = int(state.epoch or 0)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """After Ctrl-C write a checkpoint and stop."""
         if self.interrupted:

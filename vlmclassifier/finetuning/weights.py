@@ -79,6 +79,7 @@ def load_adapter(vlm: VLM, adapter: Adapter | None) -> None:
         load_trained(vlm.model, adapter.folder)
     vlm.model.eval()
     vlm.spec, vlm.pads_square = adapter.spec(vlm.spec), adapter.record["config"]["pad_square"]
+    vlm.resize_images(adapter.record["config"].get("image_size"))
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:

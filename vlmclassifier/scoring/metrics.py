@@ -173,6 +173,10 @@ def _stripped(text: str) -> str:
     return composed(text).strip().removesuffix(".").strip().lower()
 
 
+def _bare(label: str) -> str:
+    return _stripped(label.replace("(", "").replace(")", ""))
+
+
 def empty(prediction: Prediction) -> bool:
     """The answer is empty."""
     return not prediction.output.strip()
@@ -293,6 +297,9 @@ METRICS = {
         Metric("contains", "the lower-cased label is a substring of the lower-cased answer", _each(contains)),
         Metric("exact", "answer and label are equal, case, outer space and a final full stop aside", _each(exact),
                judges=True),
+        Metric("exact_bare", "as `exact`, without ( and ) in the label, as the reference scores its BLIP-2",
+               _each(lambda prediction: _stripped(prediction.output) == _bare(prediction.label)),
+               lambda answers: answers.is_text and any("(" in name for name in answers.names), judges=True),
         Metric("empty", "the answer is empty", _each(empty)),
         Metric("cut", "there is no answer: the thought of a thinking model was cut off at the token limit",
                lambda answers: answers.cut, lambda answers: any(answers.cut)),

@@ -121,6 +121,28 @@ class VLM:
             "cannot continue it: use another prompt or --answer-prefix."
         )
 
+    def resize_images(self, size: int | None) -> None:
+        """Let BLIP-2 or InstructBLIP read larger images, with interpolated position embeddings (paper, section 4).
+
+        `size`: side in pixels; None changes nothing. Raises UserError for another model, and for a side that its
+        patches do not divide.
+        """
+        if size is None:
+            return
+        patch = self.model.config.vision_config.patch_size
+        if not self._is_blip() or size % patch:
+            raise UserError(
+                f"{self.spec.key} cannot read images of {size} pixels: only BLIP-2 and InstructBLIP can, of a multiple "
+                f"of {patch} pixels."
+            )
+        processor = self.processor.image_processor
+        processor.size = type(processor.size)(height=size, width=size)
+
+        def interpolate(module: torch.nn.Module, arguments: tuple, options: dict) -> tuple[tuple, dict]:
+            return arguments, options | {"interpolate_pos_encoding": True}
+
+        self.model.vision_model.register_forward_pre_hook(interpolate, with_kwargs=True)
+
     @property
     def logits_dtype(self) -> torch.dtype:
         """The dtype of the logits. BLIP-2 keeps other parts in float32 when its language model is in float16."""
