@@ -44,6 +44,7 @@ ARMS = {"constant": ["--keep-generic", 1], "dropped": []}  # options of pretrain
 OVER_CLASSES = "dropped, over classes"
 CONFOUNDED, NOISE = "confounded", 0.2
 EASE_IMAGES = 100  # train images of every class on which CLIP's ease is measured
+SLOPE_COLUMNS = ["score", "analysis", "value", "low", "high", "n"]
 SCORES = {"open world": "answers", "ranking": "ranking"}  # how a VLM is asked -> folder of its run
 
 
@@ -118,8 +119,12 @@ def main(args: Args) -> None:
 
     # ---- write
     table = [{"score": score} | row._asdict() for score, rows in observed.items() for row in rows]
-    files = [write_csv(home / "doses.csv", table), write_csv(home / "curve.csv", curves),
-             write_csv(home / "slopes.csv", slopes), draw(home / "dose_response.png", curves)]  # fmt: skip
+    files = [
+        write_csv(home / "doses.csv", table),
+        write_csv(home / "curve.csv", curves),
+        write_csv(home / "slopes.csv", slopes, SLOPE_COLUMNS),
+        draw(home / "dose_response.png", curves),
+    ]
     findings = findings_of(slopes)
     write_findings(findings, home / "findings.csv")
     print(f"\n{readable(findings)}\n\n{sentence(slopes)}\n\nWritten: {', '.join(map(str, files))}, "

@@ -13,8 +13,7 @@ source training_analysis/finetune.bash
 MODELS=${MODELS:-blip2-2.7b}
 IMAGE_SIZE=${IMAGE_SIZE-364}
 for benchmark in "${BENCHMARKS[@]}"; do
-    epochs=100
-    [ "$benchmark" != imagenet ] || epochs=10
+    case $benchmark in imagenet) epochs=10 ;; *) epochs=100 ;; esac
     for model in $MODELS; do
         EPOCHS=${EPOCHS:-$epochs} finetune "$model" "$benchmark" qformer --weight-decay 0.05 ${IMAGE_SIZE:+--image-size "$IMAGE_SIZE"} --augment
     done

@@ -16,7 +16,7 @@ MODELS=${MODELS:-llava-1.5-7b}
 for benchmark in "${BENCHMARKS[@]}"; do
     for model in $MODELS; do
         for train in ${TRAIN:-projector projector+lora}; do
-            [ "$benchmark/$train/${TRAIN:-}" != imagenet/projector+lora/ ] || continue  # the paper has no such run
+            case $benchmark/$train/${TRAIN:-} in imagenet/projector+lora/) continue ;; esac  # the paper has no such run
             finetune "$model" "$benchmark" "$train"
         done
     done
