@@ -213,6 +213,23 @@ def test_only_declared_parts_change_and_weights_come_back(tiny, classes_of_colou
     assert vlm.ask(image, QUESTION) == answer.output.strip()
 
 
+def test_the_table_shows_answers_to_the_trained_question_alone(tiny, classes_of_colour, tmp_path, capsys):
+    own = classes_of_colour
+    folder = finetune(tiny, own, tmp_path / "run", steps=1, epochs=None, wording="in_the_photo")
+    assert "--wording in_the_photo --adapter" in capsys.readouterr().out
+    classify, table = script("main_results/classify_vlm.py"), script("training_analysis/table.py")
+    settings = {"weights": tiny / "llava-1.5-7b", "adapter": folder / "last", "out": tmp_path / "answers"} | own.args
+    classify.main(classify.Args(wording=("base", "in_the_photo"), **settings))
+    capsys.readouterr()
+    table.main(table.Args(tmp_path, tmp_path / "none", tmp_path / "none"))
+    rows = [line for line in capsys.readouterr().out.splitlines() if "projector-last_epoch" in line]
+    assert len(rows) == 1 and "n=4" in rows[0]
+    with open(tmp_path / "table3.csv", newline="") as stream:
+        assert [row["setting"] for row in csv.DictReader(stream) if row["dataset"] == "mine"].count(
+            "projector-last_epoch"
+        ) > 0
+
+
 def test_weights_of_something_else_are_refused(tiny, classes_of_colour, tmp_path):
     own = classes_of_colour
     folder = finetune(tiny, own, tmp_path / "run", train="projector+lora", steps=1, epochs=None)

@@ -173,7 +173,8 @@ def finetune_tower(args: Args, data: "ProbeData", train: Features, test: Feature
             yield pixel_values.to(device), classes.to(device)
 
     epochs = epochs_of(args, test)
-    rows, state = resume(folder, model, args, epochs)
+    rows_of = {"train": train.rows_hash, "test": test.rows_hash, "checkpoint": train.config["checkpoint"]}
+    rows, state = resume(folder, model, args, epochs, rows_of)
     optimiser = torch.optim.Adam(model.trained().values(), lr=args.learning_rate)
     if state is not None:
         optimiser.load_state_dict(state)
@@ -241,14 +242,16 @@ def train_epoch(
     return total / count
 
 
-def resume(folder: Path, model: Any, args: Args, epochs: int) -> tuple[list[dict[str, Any]], Any]:
+def resume(
+    folder: Path, model: Any, args: Args, epochs: int, rows_of: dict[str, str]
+) -> tuple[list[dict[str, Any]], Any]:  # fmt: skip
     """The epochs that are finished, and the optimiser's state; the model gets their weights."""
     import torch
     from safetensors.torch import load_file
 
     file = folder / "training.json"
-    config = {"model": args.model, "learning_rate": args.learning_rate, "batch_size": args.batch_size, "epochs": epochs,
-              "seed": args.seed}  # fmt: skip
+    names = ("model", "learning_rate", "batch_size", "seed")
+    config = {name: getattr(args, name) for name in names} | {"epochs": epochs} | rows_of
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"config": config, "epochs": []}, indent=1) + "\n", encoding="utf-8")

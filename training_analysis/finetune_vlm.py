@@ -291,7 +291,7 @@ def configuration(
     """Everything that decides the trained weights, but not how a step is divided."""
     names = ("train", "objective", "wording", "weight", "epochs", "steps", "learning_rate", "lora_rate", "warmup",
              "weight_decay", "effective_batch", "max_length", "pad_square", "image_size", "augment", "held_out",
-             "skip_spikes", "seed")  # fmt: skip
+             "evaluated", "evaluate_test", "skip_spikes", "seed")  # fmt: skip
     mixed = {file.name: [_digest(file), weight] for file, weight in mixed_files(args)}
     lora = {"rank": args.lora_rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
     return {
@@ -316,7 +316,8 @@ def _digest(file: Path) -> str:
 def is_finished(folder: Path, config: dict[str, Any], tags: Sequence[str]) -> bool:
     """Whether this training is finished; begins it where there is none. Raises UserError for another one there."""
     if not (folder / "training.json").exists():
-        if folder.exists() and any(folder.iterdir()):
+        # Hidden files are another process's, which is writing the record.
+        if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
             raise UserError(f"{folder} holds something else: choose another --out.")
         if cli.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
@@ -390,8 +391,10 @@ def evaluations(args: Args, vlm: "VLM", task: Evaluation, held_out: "Dataset") -
 
 def next_command(args: Args, folder: Path) -> str:
     """What to run next."""
+    wording = "caption" if args.captions else args.wording
+    asked = f" --wording {wording}" if wording != "base" else ""
     return (
-        f"Next: python main_results/classify_vlm.py --model {args.model} --benchmark {args.benchmark} "
+        f"Next: python main_results/classify_vlm.py --model {args.model} --benchmark {args.benchmark}{asked} "
         f"--adapter {folder}/{'best' if args.held_out else 'last'}"
     )
 

@@ -74,7 +74,10 @@ def main(args: Args) -> None:
     adapters: list[Adapter | None] = [None, *(read_adapter(folder, spec, checkpoint) for folder in args.adapters)]
     tasks = {"trained": replace(args, split="train", limit=args.images).load_evaluation(),
              "new": replace(args, split=None, limit=args.images).load_evaluation()}  # fmt: skip
-    wording = next((adapter.record["config"]["wording"] for adapter in adapters if adapter), "base")
+    wordings = {adapter.config["wording"] for adapter in adapters if adapter} or {"base"}
+    if len(wordings) > 1:
+        raise UserError(f"--adapters were trained on several questions ({', '.join(sorted(wordings))}): give one kind.")
+    wording = wordings.pop()
     cells = [cell for name, task in tasks.items() for cell in cells_of(args, name, task, wording)]
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -98,14 +98,14 @@ def other_scores(args: Args) -> list[tuple[str, Score]]:
 def fine_tuned_scores(run: ScoredRun) -> list[tuple[str, Score]]:
     """The scores of a fine-tuned model's answers with the tables that show them."""
     adapter = run.config.get("adapter")
-    if adapter is None:
+    if adapter is None or run.config["split"] == "train" or run.config["candidates"] != "none":
         return []
+    if run.config["wording"] != adapter["wording"] or run.config["chain_of_thought"]:
+        return []  # another question than the one that was trained: no row of these tables
     end = {"best": "-held_out", "last": "-last_epoch"}.get(adapter["rule"], f"-{adapter['rule']}")
     found = []
     for score in run.scores:
         tags = tuple(tag for tag in score.tags if not tag.startswith("fine-tuned: ") and tag != "trained further")
-        if run.config["split"] == "train":
-            continue
         if adapter["benchmark"] != run.config["benchmark"]:
             tags = (*tags, f"fine-tuned on {adapter['benchmark']}")
         for table, model, setting in rows_of(adapter, score.model):

@@ -87,6 +87,7 @@ class Adapter:
         epoch = self.record.get("epochs", {}).get("epoch")
         return {
             "fingerprint": fingerprint(self.folder), "train": trained["train"], "benchmark": trained["benchmark"],
+            "wording": "caption" if trained["captions"] else trained.get("wording", "base"),
             "captions": bool(trained["captions"]), "mix": sorted(trained["mix"]), "rule": self.folder.name,
             "epoch": epoch,
         }  # fmt: skip
