@@ -179,7 +179,7 @@ def run_seed(args: Args, seed: int, root: Path, times: dict[str, float]) -> list
             run_script(command)
         findings += read_findings(root / section / "findings.csv")
     if args.full:
-        with timed("designed frequencies: 15 more LLaVAs", times):
+        with timed("designed frequencies: more LLaVAs", times):
             toy = ["--doses", 0, 1, "--confounded", 1] if args.smoke else []
             run_script(["data_analysis/intervene.py", "--root", root, *recipe, *toy])
         findings += read_findings(root / "data_analysis" / "intervention" / "findings.csv")
