@@ -213,6 +213,20 @@ def test_only_declared_parts_change_and_weights_come_back(tiny, classes_of_colou
     assert vlm.ask(image, QUESTION) == answer.output.strip()
 
 
+@pytest.mark.parametrize("key", ["llava-1.5-7b", "blip2-2.7b", "qwen3-vl-8b", "gemma3-4b"])
+def test_bfloat16_trains_and_answers(key, tiny, classes_of_colour, tmp_path):
+    """As on a GPU: trained parts in float32 beside the rest in bfloat16; then the weights in a model of bfloat16."""
+    own = classes_of_colour
+    folder = finetune(tiny, own, tmp_path / "run", key, train="projector+lora", steps=2, epochs=None, dtype="bfloat16")
+    assert {value.dtype for value in load_file(folder / "last" / "trained.safetensors").values()} == {torch.float32}
+    assert all(math.isfinite(step.loss) and step.gradient_norm > 0 for step in read_steps(folder / "loss.csv"))
+    classify = script("main_results/classify_vlm.py")
+    classify.main(
+        classify.Args(key, tiny / key, adapter=folder / "best", out=tmp_path / "a", dtype="bfloat16", **own.args)
+    )
+    assert len(read_run(tmp_path / "a")[1]) == 4
+
+
 def test_the_table_shows_answers_to_the_trained_question_alone(tiny, classes_of_colour, tmp_path, capsys):
     own = classes_of_colour
     folder = finetune(tiny, own, tmp_path / "run", steps=1, epochs=None, wording="in_the_photo")

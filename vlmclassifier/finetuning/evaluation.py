@@ -3,10 +3,18 @@
 import os
 from typing import Any
 
+import torch
+
 from vlmclassifier.images import open_image
 from vlmclassifier.records import Prediction
 from vlmclassifier.scoring import contains
 from vlmclassifier.vlm import VLM
+
+
+def mixed_precision(vlm: VLM) -> torch.autocast:
+    """Autocast as in training, where trained parts are in float32 beside a model in bfloat16; nothing otherwise."""
+    dtypes = {parameter.dtype for parameter in vlm.model.parameters()}
+    return torch.autocast(vlm.model.device.type, torch.bfloat16, enabled=len(dtypes) > 1)
 
 
 def count_right(vlm: VLM, rows: Any, batch_size: int, new_tokens: int) -> tuple[int, int]:
@@ -17,7 +25,8 @@ def count_right(vlm: VLM, rows: Any, batch_size: int, new_tokens: int) -> tuple[
         batch = [rows[number] for number in range(start, min(start + batch_size, len(rows)))]
         images = [open_image(row["image"], row["root"], f"row {row['id']}") for row in batch]
         prompts = [vlm.prompt(row["turns"][0]["question"]) for row in batch]
-        answers = vlm.generate(vlm.prepare(images, prompts), new_tokens)
+        with mixed_precision(vlm):
+            answers = vlm.generate(vlm.prepare(images, prompts), new_tokens)
         for row, answer in zip(batch, answers, strict=True):
             right += contains(Prediction(row["id"], row["label"], 0, "", None, answer, None))
         n += len(batch)
