@@ -428,6 +428,20 @@ def test_blip_reads_larger_images_and_crops_by_epoch_and_row(tiny, classes_of_co
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_one_sentence(workers, tiny, classes_of_colour, tmp_path):
+    own = classes_of_colour
+    (own.folder / "5.png").write_bytes(b"no image")
+    done = run_script(
+        "training_analysis/finetune_vlm.py", "--model", "llava-1.5-7b", "--weights", tiny / "llava-1.5-7b",
+        "--benchmark", own.manifest, "--classes", own.classes, "--held-out", 0, "--effective-batch", 4,
+        "--batch-size", 4, "--epochs", 1, "--workers", workers, "--out", tmp_path / "run", check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "5.png (row 5.png) is not an image in a supported format" in done.stderr
+
+
+@pytest.mark.slow
 def test_fsdp_that_is_not_used_ends_the_training(tiny, classes_of_colour, tmp_path):
     own = classes_of_colour
     done = run_script(

@@ -49,13 +49,19 @@ def run(main: Callable[[Any], None], arguments: type, description: str | None) -
     try:
         main(parsed)
     except UserError as error:
-        fail(str(error), 3 if isinstance(error, ContextError) else 1)
+        fail(sentence_of(error), 3 if isinstance(error, ContextError) else 1)
     except KeyboardInterrupt:
         fail("interrupted: what is recorded stays; the same command continues from there.", 130)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         fail(f"{error.filename or 'writing a file'}: {DISK_ERRORS[error.errno]}; then run the same command again.")
+
+
+def sentence_of(error: UserError) -> str:
+    """The sentence of an error; torch puts the traceback of a worker that loads data before it."""
+    text = str(error)
+    return text.strip().rpartition("UserError: ")[2] if "Original Traceback" in text else text
 
 
 def fail(sentence: str, code: int = 1) -> None:
