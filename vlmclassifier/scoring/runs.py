@@ -199,7 +199,7 @@ def collect_runs(
                     "longer has their images in the evaluation."
                 )
             run = score_run(folder, None, encoder, _train_folder(config, records))
-            if tag := tag_of_weights.get(config.get("checkpoint")):
+            if tag := tag_of_weights.get(_weights_of(config)):
                 run = _with_tag(run, tag)
             finished.append(run)
             if not (config["kind"] == "ranking" and config["split"] == "train"):
@@ -217,11 +217,17 @@ def _weights_tags(configs: Sequence[dict[str, Any]]) -> dict[str | None, str]:
     """
     of_row: dict[tuple, set[str]] = {}  # a row of a table: model and tags
     for config in configs:
-        if config.get("checkpoint"):
-            of_row.setdefault((config["model"], *config["tags"]), set()).add(config["checkpoint"])
-    verified = {config["checkpoint"] for config in configs if config.get("verified")}
+        if weights := _weights_of(config):
+            of_row.setdefault((config["model"], *config["tags"]), set()).add(weights)
+    verified = {_weights_of(config) for config in configs if config.get("verified") and not config.get("adapter")}
     several = [checkpoint for checkpoints in of_row.values() if len(checkpoints) > 1 for checkpoint in checkpoints]
     return {checkpoint: f"weights {checkpoint[:8]}" for checkpoint in several if checkpoint not in verified}
+
+
+def _weights_of(config: dict[str, Any]) -> str | None:
+    """The fingerprint of what a run was made with: fine-tuned weights, else the checkpoint."""
+    adapter = config.get("adapter")
+    return adapter["fingerprint"] if adapter else config.get("checkpoint")
 
 
 def _with_tag(run: ScoredRun, tag: str) -> ScoredRun:
