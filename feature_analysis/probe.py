@@ -370,8 +370,8 @@ def write_run(args: Args, train: Features, test: Features, answer: Answer, names
                 tqdm.write(f"Other {'features' if 'features' in changed else 'images'} than in {folder}: its probe is "
                            "replaced.")  # fmt: skip
                 shutil.rmtree(folder)
-        elif folder.exists():
-            shutil.rmtree(folder)  # all rows are written at once: those of an interrupted command are written again
+        elif (folder / "run.json").exists():
+            shutil.rmtree(folder)  # this very probe, interrupted: all rows are written at once, and now again
         save_predictions(folder, config | {"chosen": answer.result.choice}, test, answer.result.predictions)
     score = score_run(folder).scores[0]
     model, interval = label(score.model, ", ".join(score.tags)), f"[{score.low:.1f}, {score.high:.1f}]"

@@ -452,9 +452,13 @@ def test_probes_are_runs_that_the_table_shows(pair, tmp_path, capsys):
 
 def test_a_probe_of_other_images_is_replaced(pair, tiny, tmp_path, capsys):
     """As after a larger --limit of the features; with other epochs or another model it is refused."""
+    notes = tmp_path / "runs" / "p-last_token" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("not a probe's")
     test = extract(tmp_path / "test", tiny / "llava-1.5-7b", split="test", limit=4, **pair[1])
     options = {"test": test.folder, "features": ("last_token",), "method": ("paper",)}
     probe(pair, tmp_path, **options)
+    assert notes.exists()  # a folder without a run in it is not removed
     extract(tmp_path / "test", tiny / "llava-1.5-7b", split="test", **pair[1])
     probe(pair, tmp_path, **options)
     assert "Other images than in" in capsys.readouterr().out
