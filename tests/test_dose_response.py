@@ -49,6 +49,7 @@ def test_confounded_doses_rise_with_ease():
     ease = {name: number / 26 for number, name in enumerate(NAMES)}
     strict = confounded_doses(ease, DOSES, 0.0, 0)
     assert [strict[name] for name in NAMES] == sorted(strict.values())
+    assert strict == confounded_doses(ease, DOSES[::-1], 0.0, 0)  # in whatever order --doses lists them
     noisy = confounded_doses(ease, DOSES, 0.2, 0)
     assert 0.5 < np.corrcoef(list(noisy.values()), list(ease.values()))[0, 1] < 1
     assert sorted(noisy.values()) == sorted(strict.values()) and noisy != confounded_doses(ease, DOSES, 0.2, 1)

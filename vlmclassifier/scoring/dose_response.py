@@ -58,7 +58,8 @@ def confounded_doses(
     ranked = sorted(ease, key=lambda name: (ease[name], random.Random(f"tie:{name}").random()))
     place = {name: rank / len(ranked) for rank, name in enumerate(ranked)}
     order = sorted(ranked, key=lambda name: place[name] + random.Random(f"ease:{seed}:{name}").gauss(0, noise))
-    return {name: doses[len(doses) * rank // len(order)] for rank, name in enumerate(order)}
+    rising = sorted(doses)
+    return {name: rising[len(rising) * rank // len(order)] for rank, name in enumerate(order)}
 
 
 def slope_per_doubling(
