@@ -35,6 +35,12 @@ def test_an_api_is_asked_until_the_name_is_there(own, tmp_path, monkeypatch, cap
         assert make(own, out, **options) and out.read_bytes() == before
         with pytest.raises(UserError, match="holds other captions .model"):
             make(own, out, **options | {"model": "another"})
+        other = tmp_path / "notes.json"
+        other.write_text('{"id": "x", "caption": "someone else\'s", "tries": 0, "more": 1}\n')
+        with pytest.raises(UserError, match="notes.json exists without notes.json.json: choose another --out"):
+            make(own, other, **options)
+        assert "more" in other.read_text()  # read and written again only where it is ours
+        assert json.loads((tmp_path / "captions.jsonl.json").read_text())["manifest"]
     with Server(fails) as server:
         options["base_url"] = f"{server.url}/v1"
         with pytest.raises(UserError):

@@ -42,6 +42,9 @@ def test_a_merged_checkpoint_answers_as_its_adapter(choice, tiny, classes_of_col
     assert [row.output for row in beside[1]] == [row.output for row in merged[1]]
     assert beside[1][0].prompt == merged[1][0].prompt and "A chat between a curious user" in merged[1][0].prompt
     assert merged[0]["config"]["adapter"]["train"] == choice
+    further = finetune(tiny, own, tmp_path / "further", weights=tmp_path / "merged", steps=1, epochs=None)
+    trained = json.loads((further / "training.json").read_text())["config"]
+    assert trained["template"] == "llava-v1" and trained["pad_square"] is True  # as the checkpoint was trained
     with pytest.raises(UserError, match="merged exists"):
         convert("adapter", tiny / KEY, adapter=run / "last", out=tmp_path / "merged")
 
@@ -86,9 +89,11 @@ def test_files_that_are_no_projector_are_refused(tiny, tmp_path, capsys):
     wrong = {f"model.mm_projector.{n}.{kind}": torch.zeros(3, 3) for n in (0, 2) for kind in ("weight", "bias")}
     torch.save(wrong, tmp_path / "wrong.bin")
     (tmp_path / "text.bin").write_text("no weights")
+    torch.save(3, tmp_path / "number.bin")
     for name, message in (
         ("code.bin", "no file of weights that can be read safely"),
         ("text.bin", "no file of weights that can be read safely"),
+        ("number.bin", "is no projector of LLaVA's original code"),
         ("part.bin", "is no projector of LLaVA's original code: it needs model.mm_projector.0.weight"),
         ("wrong.bin", "is of another architecture: its linear_1.weight has the shape .3, 3."),
     ):

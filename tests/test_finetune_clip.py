@@ -37,6 +37,12 @@ def test_the_linear_head_is_the_papers_probe(features, tmp_path, capsys):
     capsys.readouterr()
     table.main(table.Args(tmp_path / "none", tmp_path, tmp_path / "none"))
     assert "| CLIP-L (miniature, 20 epochs) | linear-held_out" in capsys.readouterr().out
+    assert json.loads((tmp_path / "c-linear" / "run.json").read_text())["config"]["epochs"] == 20
+    for option in ({"limit": 4}, {"split": "test"}):
+        with pytest.raises(UserError, match="leave out --limit and --split"):
+            module.main(module.Args(**folders, **option))
+    with pytest.raises(UserError, match="p-linear.* holds another run: choose another --out"):
+        module.main(module.Args(out=tmp_path / "p", epochs=20, **folders))
     with pytest.raises(UserError, match="is among the train rows and the test rows"):
         module.main(module.Args(features=folders["features"], test_features=folders["features"]))
 
@@ -55,24 +61,33 @@ def test_full_fine_tuning_resumes_exactly(key, features, tiny, classes_of_colour
     assert {file.name for file in tmp_path.glob("whole-*")} == {
         "whole-full", "whole-full-held_out", "whole-full-last_epoch", "whole-full-papers_rule"
     }  # fmt: skip
-    weights = load_file(tmp_path / "whole-full" / "last" / "visual.safetensors")
+    weights = load_file(tmp_path / "whole-full" / "last-3" / "visual.safetensors")
     before = load_clip(key, tiny / key).model.state_dict()
     changed = {name for name, value in weights.items() if name.startswith("clip.")
                and not torch.equal(value, before[name.removeprefix("clip.")])}  # fmt: skip
     assert changed and all("text" not in name for name in weights) and "head.weight" in weights
-    original = module.save_epoch
+    from vlmclassifier.runs import record as records
 
-    def stop_after_two(*arguments):
-        original(*arguments)
-        if len(arguments[3]) == 2:
+    original, counted = records.replace_file, []
+
+    def stop(when):
+        def replace(file, text):
+            counted.append(file)
+            if when == "before":  # the weights of the second epoch are there, but it is not counted
+                raise KeyboardInterrupt
+            original(file, text)
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "save_epoch", stop_after_two)
-        with pytest.raises(KeyboardInterrupt):
-            module.main(module.Args(out=tmp_path / "resumed", **settings))
+        return lambda file, text: replace(file, text) if '"epoch": 2' in text else original(file, text)
+
+    for when in ("before", "after"):
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "replace_file", stop(when))
+            with pytest.raises(KeyboardInterrupt):
+                module.main(module.Args(out=tmp_path / "resumed", **settings))
+    assert [file.name for file in counted] == ["training.json"] * 2
     module.main(module.Args(out=tmp_path / "resumed", **settings))
-    again = load_file(tmp_path / "resumed-full" / "last" / "visual.safetensors")
+    again = load_file(tmp_path / "resumed-full" / "last-3" / "visual.safetensors")
     assert all(torch.equal(again[name], value) for name, value in weights.items())
     with pytest.raises(UserError, match="holds a training of another configuration"):
         module.main(module.Args(out=tmp_path / "whole", **settings | {"learning_rate": 1e-4}))

@@ -244,7 +244,7 @@ def test_the_table_shows_answers_to_the_trained_question_alone(tiny, classes_of_
     capsys.readouterr()
     table.main(table.Args(tmp_path, tmp_path / "none", tmp_path / "none"))
     rows = [line for line in capsys.readouterr().out.splitlines() if "projector-last_epoch" in line]
-    assert len(rows) == 2 and all("weights " in row for row in rows)  # two trainings of one kind stand side by side
+    assert len(rows) == 2 and "steps 1," in rows[0] and "steps 2," in rows[1]  # what differs from the paper is a tag
     with open(tmp_path / "table3.csv", newline="") as stream:
         assert [row["setting"] for row in csv.DictReader(stream) if row["dataset"] == "mine"].count(
             "projector-last_epoch"
@@ -375,13 +375,21 @@ def test_mistakes_are_told_before_a_model_loads(tiny, classes_of_colour, tmp_pat
         ({"mix": ("x.json",)}, "--mix needs --image-root"),
         ({"mix": ("x.json=much",), "image_root": tmp_path}, "the weight is no number above 0"),
         ({"mix": ("x.json",), "image_root": tmp_path}, "x.json does not exist"),
+        ({"split": "test"}, "--split test would train on the test images"),
+        ({"split": "all"}, "--split all would train on the test images"),
+        ({"dtype": "float16"}, "--dtype float16 has too small a range"),
+        ({"objective": "names", "max_length": 64}, "--objective names reads whole prompts: leave out --max-length"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             finetune(tiny, classes_of_colour, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
-    export = tmp_path / "rows.json"
-    finetune(tiny, classes_of_colour, tmp_path / "run", export=export)
-    assert len(json.loads(export.read_text())) == 8
+    own, export = classes_of_colour, tmp_path / "rows.json"
+    finetune(tiny, own, tmp_path / "run", export=export)
+    assert len(rows := json.loads(export.read_text())) == 8
+    (tmp_path / "link").symlink_to(own.folder)
+    own.manifest = tmp_path / "link" / own.manifest.name
+    finetune(tiny, own, tmp_path / "run", export=export)
+    assert [row["image"] for row in json.loads(export.read_text())] == [row["image"] for row in rows]
 
 
 @pytest.mark.slow

@@ -11,16 +11,22 @@ start() { # a script with its arguments, under accelerate's launcher where GPUS 
     fi
 }
 
-finetune() { # model, benchmark, --train, then further options; NAME adds to the folder's name, WORDING asks in another way
+is_trained() { # a folder: weights of a training that stopped in between are not classified with
+    grep -q '"finished": true' "$1/training.json" 2> /dev/null
+}
+
+finetune() { # model, benchmark, --train, then further options; NAME adds to the folder's name, WORDING is the question
+    # of both scripts, ASKED that of the second alone
     local model=$1 benchmark=$2 train=$3 name=$1-$2-$3${NAME:+-$NAME} weights
     shift 3
     start "$name" training_analysis/finetune_vlm.py --model "$model" --benchmark "$benchmark" --train "$train" \
         --out "$home/$name" ${EPOCHS:+--epochs "$EPOCHS"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"} \
-        ${ROWS:+--limit "$ROWS"} "$@" "${MORE[@]}"
+        ${ROWS:+--limit "$ROWS"} ${WORDING:+--wording "$WORDING"} "$@" "${MORE[@]}"
+    is_trained "$home/$name" || return 0
     for weights in best last; do
         [ -d "$home/$name/$weights" ] || continue
         run "$name/$weights" main_results/classify_vlm.py --model "$model" --benchmark "$benchmark" \
             --adapter "$home/$name/$weights" --out "$home/$name-$weights-answers" \
-            ${WORDING:+--wording "$WORDING"} "${COMMON[@]}"
+            ${ASKED:+--wording "$ASKED"} ${WORDING:+--wording "$WORDING"} "${COMMON[@]}"
     done
 }

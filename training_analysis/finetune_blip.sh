@@ -3,7 +3,8 @@
 #   bash training_analysis/finetune_blip.sh
 #   BENCHMARKS="flowers" GPUS=4 bash training_analysis/finetune_blip.sh
 # Settings: MODELS, BENCHMARKS, IMAGE_SIZE (364), EPOCHS (100, ImageNet 10), GPUS, BATCH_SIZE, ROWS (train images), LIMIT (test images), MORE
-# (further options of finetune_vlm.py, such as "--wording none": the captions of the reference code), OUTPUTS, PYTHON.
+# (further options of finetune_vlm.py), WORDING (none: captions without a question, as in the reference code), OUTPUTS,
+# PYTHON.
 set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."

@@ -9,8 +9,8 @@ batch 512, 300 epochs (ImageNet 40) on the normalised image feature, the same co
 has it, the paper does not): the visual tower and the head, which starts from the linear one, by Adam 2e-5 in batches of
 512, for 2 epochs on ImageNet, 10 on Caltech, 20 elsewhere. Both write three runs: SETTING-held_out with the epoch
 chosen on held-out train rows, which is our number, SETTING-last_epoch, and SETTING by the paper's rule, the epoch that
-is best on the test rows. full also writes best/ and last/ (weights of tower and head) and epochs.csv, and continues
-after its last finished epoch. Default folder: outputs/training_analysis/MODEL-BENCHMARK-SETTING.
+is best on the test rows. full also writes best/ and last-N/ (weights of tower and head) and training.json with the
+epochs, and continues after its last finished epoch. Default folder: outputs/training_analysis/MODEL-BENCHMARK-SETTING.
 """
 
 import json
@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlmclassifier import cli
 from vlmclassifier.arguments import DataArgs, ModelArgs
-from vlmclassifier.benchmarks import Evaluation
+from vlmclassifier.benchmarks import BENCHMARKS, Evaluation
 from vlmclassifier.models import find_model
 from vlmclassifier.paths import run_folder
 from vlmclassifier.records import UserError
+from vlmclassifier.runs import read_record
 from vlmclassifier.runs.features import Features
 from vlmclassifier.scoring.runs import score_run
 
@@ -69,7 +70,9 @@ class Args(DataArgs, ModelArgs):
 def main(args: Args) -> None:
     """Check, train the head, and with full the visual tower; score."""
     # ---- check
-    cli.check_positive(epochs=args.epochs, limit=args.limit, batch_size=args.batch_size)
+    cli.check_positive(epochs=args.epochs, batch_size=args.batch_size)
+    if args.limit or args.split:
+        raise UserError("Which images are used is decided by the features: leave out --limit and --split.")
     if not args.learning_rate > 0:
         raise UserError(f"--learning-rate {args.learning_rate:g} is not above 0: give a larger number.")
     train, test = Features(args.features), Features(args.test_features)
@@ -261,35 +264,35 @@ def resume(
         raise UserError(f"{folder} holds a training of another configuration: choose another --out or remove it.")
     if not record["epochs"]:
         return [], None
-    parameters = model.trained()
+    parameters, last = model.trained(), folder / f"last-{len(record['epochs'])}"
     with torch.no_grad():
-        for name, value in load_file(folder / "last" / "visual.safetensors").items():
+        for name, value in load_file(last / "visual.safetensors").items():
             parameters[name].copy_(value)
-    return record["epochs"], torch.load(folder / "last" / "optimizer.pt", weights_only=True)
+    return record["epochs"], torch.load(last / "optimizer.pt", weights_only=True)
 
 
 def save_epoch(folder: Path, model: Any, optimiser: Any, rows: list[dict[str, Any]], predictions: "Tensor") -> None:
-    """Write the weights and answers of an epoch; training.json, which counts it, comes last."""
+    """Write the weights and answers of an epoch; when all are there training.json counts it, then the old ones go."""
     import torch
     from safetensors.torch import save_file
 
     from vlmclassifier.runs.record import replace_file
 
-    new = folder / ".last.new"
-    shutil.rmtree(new, ignore_errors=True)
+    new = folder / f"last-{len(rows)}"
+    shutil.rmtree(new, ignore_errors=True)  # of an epoch that was not counted
     new.mkdir()
     states = {name: value.detach().cpu().contiguous() for name, value in model.trained().items()}
     save_file(states, new / "visual.safetensors")
     torch.save(optimiser.state_dict(), new / "optimizer.pt")
     save_file({"predictions": predictions}, folder / f"epoch-{len(rows)}.safetensors")
-    shutil.rmtree(folder / "last", ignore_errors=True)
-    new.rename(folder / "last")
     if "held_out" in rows[-1] and rows[-1]["held_out"] > max((row["held_out"] for row in rows[:-1]), default=-1.0):
         shutil.rmtree(folder / "best", ignore_errors=True)
         (folder / "best").mkdir()
-        shutil.copyfile(folder / "last" / "visual.safetensors", folder / "best" / "visual.safetensors")
+        shutil.copyfile(new / "visual.safetensors", folder / "best" / "visual.safetensors")
     record = json.loads((folder / "training.json").read_text(encoding="utf-8")) | {"epochs": rows}
     replace_file(folder / "training.json", json.dumps(record, indent=1) + "\n")
+    for old in set(folder.glob("last-*")) - {new}:
+        shutil.rmtree(old)
 
 
 def report_tower(args: Args, train: Features, test: Features, folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -303,6 +306,19 @@ def report_tower(args: Args, train: Features, test: Features, folder: Path, rows
     for setting, epoch in chosen.items():
         predictions = load_file(folder / f"epoch-{epoch + 1}.safetensors")["predictions"]
         write_run(args, train, test, setting, predictions, f"epoch {epoch + 1} of {len(rows)}")
+
+
+def training_tags(args: Args, train: Features, test: Features, setting: str) -> list[str]:
+    """In what a training differs from the paper's, as tags."""
+    benchmark = BENCHMARKS.get(test.config["benchmark"])
+    papers = benchmark.paper_rows.get("train") if benchmark else None
+    tags = [f"{len(train.rows):,} of {papers:,} train images"] if papers not in (None, len(train.rows)) else []
+    default = epochs_of(replace(args, epochs=None), test)
+    tags += [f"{args.epochs} epochs"] if args.epochs not in (None, default) else []
+    if setting.startswith("full"):
+        tags += [f"learning_rate {args.learning_rate:g}"] if args.learning_rate != 2e-5 else []
+        tags += [f"steps of {args.batch_size * PARTS} images"] if args.batch_size != 128 else []
+    return tags
 
 
 def folder_of(args: Args, test: Features, setting: str) -> Path:
@@ -319,11 +335,14 @@ def write_run(args: Args, train: Features, test: Features, setting: str, predict
     config = {"script": "finetune_clip", "kind": "probe"} | {
         key: test.config[key] for key in keys if key in test.config
     }
-    config |= {"setting": setting, "epochs": args.epochs, "train_rows": train.rows_hash, "test_rows": test.rows_hash,
-               "seed": args.seed, "chosen": chosen}  # fmt: skip
+    config["tags"] = [*config["tags"], *training_tags(args, train, test, setting)]
+    config |= {"setting": setting, "epochs": epochs_of(args, test), "train_rows": train.rows_hash,
+               "test_rows": test.rows_hash, "seed": args.seed, "chosen": chosen}  # fmt: skip
     folder = folder_of(args, test, setting if setting != "full" else "full-papers_rule")
-    if (folder / "run.json").exists():
-        shutil.rmtree(folder)  # it is computed again from the stored features or epochs
+    if (folder / "run.json").exists():  # it is computed again from the stored features or epochs
+        if read_record(folder)["config"].get("script") != "finetune_clip":
+            raise UserError(f"{folder} holds another run: choose another --out.")
+        shutil.rmtree(folder)
     save_predictions(folder, config, test, predictions)
     score = score_run(folder).scores[0]
     interval = f"[{score.low:.1f}, {score.high:.1f}]"

@@ -5,7 +5,7 @@
 #   MODELS="llava-1.5-7b" BENCHMARKS="flowers" TRAIN="projector" bash training_analysis/finetune_llava.sh
 # Settings: MODELS, BENCHMARKS, TRAIN (of: projector projector+lora), EPOCHS (50, ImageNet 1), GPUS (processes of accelerate
 # launch), BATCH_SIZE (per process), ROWS (train images; default: all), LIMIT (test images), MORE (further options of
-# finetune_vlm.py), OUTPUTS, PYTHON.
+# finetune_vlm.py; as the paper: "--held-out 0 --evaluate-test --evaluated 1000000"), WORDING, OUTPUTS, PYTHON.
 set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."

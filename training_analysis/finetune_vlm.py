@@ -18,7 +18,6 @@ from the last checkpoint, after Ctrl-C from the last step.
 
 import importlib.util
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +25,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlmclassifier import cli
 from vlmclassifier.arguments import DataArgs, ModelArgs
-from vlmclassifier.benchmarks import Evaluation
-from vlmclassifier.identity import checkpoint_tags, training_record
+from vlmclassifier.benchmarks import BENCHMARKS, Evaluation, find_benchmark
+from vlmclassifier.finetuning.settings import (
+    accumulated_parts,
+    deviations,
+    digest,
+    mixed_files,
+    paper_epochs,
+    processes,
+)
+from vlmclassifier.identity import checkpoint_tags, read_adapter, training_record
 from vlmclassifier.models import ModelSpec, checkpoint_folder, find_model
 from vlmclassifier.paths import OUTPUTS
 from vlmclassifier.prompts import QUESTIONS, TEMPLATES
@@ -41,7 +48,6 @@ if TYPE_CHECKING:
     from vlmclassifier.finetuning.trainer import VlmTrainer
     from vlmclassifier.vlm import VLM
 
-EPOCHS = {"imagenet": 1}  # of the paper's projector; 50 elsewhere
 EVALUATED = 512  # held-out rows, and test rows, that are answered after an epoch
 NEW_TOKENS = 64
 
@@ -66,7 +72,7 @@ class Args(DataArgs, ModelArgs):
     weight: float = 1.0
     """Weight of the benchmark's own rows beside --mix."""
     epochs: float | None = None
-    """Passes over the rows; default: 50, on ImageNet 1."""
+    """Passes over the rows; default: 50, on ImageNet 1; of the Q-Former 100 and 10."""
     steps: int | None = None
     """Steps instead of epochs."""
     learning_rate: float = 2e-5
@@ -126,10 +132,12 @@ def main(args: Args) -> None:
     # ---- check
     check_numbers(args)
     spec = find_model(args.model, "vlm")
-    if args.template:
-        spec = replace(spec, template=args.template)
     task = replace_split(args).load_evaluation()
     checkpoint = checkpoint_folder(spec, args.weights)
+    if merged := read_adapter(None, spec, checkpoint):
+        args = replace(args, **merged.prompt_options(args.template, args.pad_square, args.image_size))
+    if args.template:
+        spec = replace(spec, template=args.template)
     folder = args.out or OUTPUTS / "training_analysis" / f"{spec.key}-{task.benchmark.key}-{args.train}"
 
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
@@ -163,17 +171,30 @@ def main(args: Args) -> None:
         print(f"{parameter_table(vlm.model)}\n\n{len(rows)} rows, {describe_batch(args)}")
 
     # ---- train
-    from vlmclassifier.finetuning.trainer import EpochCallback, ShardingCheck, last_checkpoint, remove_checkpoints
+    from vlmclassifier.finetuning.trainer import (
+        EpochCallback,
+        ShardingCheck,
+        finished_state,
+        last_checkpoint,
+        remove_checkpoints,
+    )
+    from vlmclassifier.finetuning.weights import load_trained
 
     evaluate = evaluations(args, vlm, task, held_out)
     epochs = EpochCallback(trainer, folder, evaluate)
     trainer.add_callback(epochs)
-    trainer.add_callback(ShardingCheck(vlm))
+    trainer.add_callback(ShardingCheck(trainer, bool(evaluate), args.skip_spikes))
     resumed = last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if resumed and (state := finished_state(resumed)):  # every step was made, and perhaps not evaluated
+        load_trained(vlm.model, resumed / "weights")
+        trainer.state = state
+        epochs.continue_rows(state)
+    else:
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if epochs.interrupted:
         print(f"Stopped at step {trainer.state.global_step}; the same command continues there.")
         raise SystemExit(130)
+    epochs.close(trainer.args, trainer.state)
     if cli.is_main_process():
         write_record(folder, config, tags, finished=True)
         remove_checkpoints(folder)
@@ -197,6 +218,10 @@ def check_numbers(args: Args) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name):g} is outside 0 to 1.")
     if args.steps and args.epochs:
         raise UserError("--steps and --epochs exclude each other: leave one out.")
+    if args.dtype == "float16":
+        raise UserError("--dtype float16 has too small a range for training: use bfloat16 or float32.")
+    if args.objective != "generation" and args.max_length:
+        raise UserError(f"--objective {args.objective} reads whole prompts: leave out --max-length.")
     if args.captions and args.wording != "base":
         raise UserError("--captions has a request of its own: leave out --wording.")
     if args.objective != "generation" and (args.captions or args.mix or args.augment or args.gradient_checkpointing):
@@ -205,112 +230,72 @@ def check_numbers(args: Args) -> None:
     for name in args.report_to:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"--report-to {name} needs a package that is not installed: pip install {name}.")
-    accumulated_parts(args)
-    mixed_files(args)
-
-
-def accumulated_parts(args: Args) -> int:
-    """Parts of a step that each process computes one after the other. Raises UserError where it does not divide."""
-    together = args.batch_size * processes()
-    parts, rest = divmod(args.effective_batch, together)
-    if rest or not parts:
-        raise UserError(
-            f"--effective-batch {args.effective_batch} is no multiple of --batch-size {args.batch_size} x "
-            f"{processes()} processes: change one of them."
-        )
-    return parts
-
-
-def processes() -> int:
-    """Processes of accelerate's launcher."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    accumulated_parts(args.effective_batch, args.batch_size)
+    mixed_files(args.mix, args.image_root)
 
 
 def describe_batch(args: Args) -> str:
     """How the rows of a step are divided."""
+    parts = accumulated_parts(args.effective_batch, args.batch_size)
     return (
-        f"{args.effective_batch} per step: {args.batch_size} per forward pass x {accumulated_parts(args)} accumulated "
+        f"{args.effective_batch} per step: {args.batch_size} per forward pass x {parts} accumulated "
         f"x {processes()} processes"
     )
 
 
 def replace_split(args: Args) -> Args:
-    """The arguments with the train split where no other one is given."""
+    """The arguments with the train split where no other one is given. Raises UserError for a split with test images."""
+    test_split = find_benchmark(args.benchmark, args.classes).test_split
+    if args.split in ("all", test_split):
+        raise UserError(f"--split {args.split} would train on the test images: choose another split.")
     return replace(args, split=args.split or "train")
 
 
 def training_rows(args: Args, task: Evaluation) -> tuple["Dataset", "Dataset"]:
     """The rows to train on, with the mixture, and the held-out rows of the benchmark."""
-    import torch
-
-    from vlmclassifier.finetuning.data import caption_rows, classification_rows, conversation_rows, mixture
-    from vlmclassifier.probing import held_out_rows
+    from vlmclassifier.finetuning.data import (
+        caption_rows,
+        classification_rows,
+        conversation_rows,
+        held_out_examples,
+        mixture,
+    )
 
     examples = task.examples
     if args.captions:
         own = caption_rows(examples, task.root, args.captions)
     else:
         own = classification_rows(examples, task.root, args.wording)
-    is_held_out = torch.zeros(len(own), dtype=torch.bool)
+    of_id = {example.id: example for example in examples}
+    is_held_out = [False] * len(own)
     if args.held_out:
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(task.names))}
-        is_held_out = held_out_rows(own["id"], [numbers[label] for label in own["label"]], args.seed, args.held_out)
-    held_out = own.select(is_held_out.nonzero()[:, 0].tolist())
-    own = own.select((~is_held_out).nonzero()[:, 0].tolist())
+        is_held_out = held_out_examples([of_id[i] for i in own["id"]], task.names, args.seed, args.held_out)
+    held_out = own.select([number for number, is_out in enumerate(is_held_out) if is_out])
+    own = own.select([number for number, is_out in enumerate(is_held_out) if not is_out])
     parts = [(own, args.weight)]
-    for file, weight in mixed_files(args):
+    for file, weight in mixed_files(args.mix, args.image_root):
         parts.append((conversation_rows(file, args.image_root), weight))
     return mixture(parts, args.seed), held_out
 
 
-def mixed_files(args: Args) -> list[tuple[Path, float]]:
-    """The files of the mixture with their weights. Raises UserError."""
-    if args.mix and args.image_root is None:
-        raise UserError("--mix needs --image-root, the folder that its image paths start from.")
-    found = []
-    for text in args.mix:
-        file, _, weight = text.partition("=")
-        found.append((Path(file), parse_weight(text, weight)))
-    return found
-
-
-def parse_weight(text: str, weight: str) -> float:
-    """The weight of a part of the mixture. Raises UserError."""
-    try:
-        value = float(weight or 1)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1000:
-        raise UserError(f"--mix {text}: the weight is no number above 0; write FILE.json=0.5.")
-    return value
-
-
-def configuration(
-    args: Args, spec: ModelSpec, task: Evaluation, checkpoint: Path, dtype: str
-) -> dict[str, Any]:  # fmt: skip
+def configuration(args: Args, spec: ModelSpec, task: Evaluation, checkpoint: Path, dtype: str) -> dict[str, Any]:
     """Everything that decides the trained weights, but not how a step is divided."""
     names = ("train", "objective", "wording", "weight", "epochs", "steps", "learning_rate", "lora_rate", "warmup",
              "weight_decay", "effective_batch", "max_length", "pad_square", "image_size", "augment", "held_out",
              "evaluated", "evaluate_test", "skip_spikes", "seed")  # fmt: skip
-    mixed = {file.name: [_digest(file), weight] for file, weight in mixed_files(args)}
+    mixed = [[file.name, digest(file), weight] for file, weight in mixed_files(args.mix, args.image_root)]
     lora = {"rank": args.lora_rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
     return {
         "model": spec.key, "checkpoint": fingerprint(checkpoint), "benchmark": task.benchmark.key,
         "manifest": task.manifest_hash, "split": task.split, "limit": args.limit, "dtype": dtype,
-        "template": spec.template, "captions": _digest(args.captions) if args.captions else None, "mix": mixed,
+        "train_images": len(task.examples),
+        "template": spec.template, "captions": digest(args.captions) if args.captions else None, "mix": mixed,
         "lora": lora if "lora" in args.train else None, **{name: getattr(args, name) for name in names},
-        "classes": list(task.names),
+        "classes": list(task.names), "skipped_images": list(task.skipped),
+        "image_root": str(args.image_root.resolve()) if args.mix else None,
+        # Of the registered benchmarks the manifest says which images they are.
+        "data_root": None if task.benchmark.key in BENCHMARKS else str(task.root.resolve()),
     }  # fmt: skip
-
-
-def _digest(file: Path) -> str:
-    import hashlib
-
-    try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): fix the path.") from None
 
 
 def is_finished(folder: Path, config: dict[str, Any], tags: Sequence[str]) -> bool:
@@ -335,13 +320,12 @@ def is_finished(folder: Path, config: dict[str, Any], tags: Sequence[str]) -> bo
 
 def write_record(folder: Path, config: dict[str, Any], tags: Sequence[str], finished: bool) -> None:
     """Write training.json."""
-    record = {"config": config, "tags": list(tags), "versions": versions(), "finished": finished}
+    record = {"config": config, "tags": list(tags), "deviations": deviations(config), "versions": versions(),
+              "finished": finished}  # fmt: skip
     replace_file(folder / "training.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-def build_trainer(
-    args: Args, vlm: "VLM", rows: "Dataset", config: dict[str, Any], folder: Path
-) -> "VlmTrainer":  # fmt: skip
+def build_trainer(args: Args, vlm: "VLM", rows: "Dataset", config: dict[str, Any], folder: Path) -> "VlmTrainer":
     """The trainer with the paper's schedule."""
     from transformers import TrainingArguments
 
@@ -350,18 +334,24 @@ def build_trainer(
     from vlmclassifier.finetuning.objectives import NameCollator, NameObjective
     from vlmclassifier.finetuning.trainer import VlmTrainer
 
-    epochs = args.epochs or EPOCHS.get(config["benchmark"], 50)
+    epochs = args.epochs or paper_epochs(args.train, config["benchmark"])
     options = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=args.batch_size,
-        gradient_accumulation_steps=accumulated_parts(args), learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay, warmup_steps=args.warmup, lr_scheduler_type="cosine",
-        num_train_epochs=epochs, max_steps=args.steps or -1, bf16=config["dtype"] == "bfloat16",
-        logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False, report_to=list(args.report_to),
+        gradient_accumulation_steps=accumulated_parts(args.effective_batch, args.batch_size),
+        learning_rate=args.learning_rate, weight_decay=args.weight_decay, warmup_steps=args.warmup,
+        lr_scheduler_type="cosine", num_train_epochs=epochs, max_steps=args.steps or -1,
+        bf16=config["dtype"] == "bfloat16", logging_steps=1, logging_nan_inf_filter=False,
+        remove_unused_columns=False, report_to=list(args.report_to),
         save_strategy="steps" if args.save_steps else "epoch", save_steps=args.save_steps or 500, save_total_limit=2,
         dataloader_num_workers=args.workers, seed=args.seed, use_cpu=vlm.model.device.type == "cpu",
         disable_tqdm=not cli.is_main_process(), average_tokens_across_devices=True,
     )  # fmt: skip
-    record = {"config": config, "versions": versions(), "lora": config["lora"]}
+    if options.n_gpu > 1:  # Trainer would divide every batch over them, in a step larger than the one that is printed
+        raise UserError(
+            f"This process sees {options.n_gpu} GPUs: start it by accelerate launch, or choose one GPU by "
+            "CUDA_VISIBLE_DEVICES."
+        )
+    record = {"config": config, "deviations": deviations(config), "versions": versions(), "lora": config["lora"]}
     if args.objective == "generation":
         collator, objective = Collator(vlm, args.max_length, args.seed if args.augment else None), summed_loss
     else:

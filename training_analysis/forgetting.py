@@ -72,7 +72,7 @@ def main(args: Args) -> None:
     spec = find_model(args.model, "vlm")
     checkpoint = checkpoint_folder(spec, args.weights)
     adapters: list[Adapter | None] = [None, *(read_adapter(folder, spec, checkpoint) for folder in args.adapters)]
-    tasks = {"trained": replace(args, split="train", limit=args.images).load_evaluation(),
+    tasks = {"trained": trained_images(args, [adapter for adapter in adapters if adapter]),
              "new": replace(args, split=None, limit=args.images).load_evaluation()}  # fmt: skip
     wordings = {adapter.config["wording"] for adapter in adapters if adapter} or {"base"}
     if len(wordings) > 1:
@@ -82,15 +82,40 @@ def main(args: Args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for adapter in adapters:
-        name = adapter.tag.removeprefix("fine-tuned: ") if adapter else BASE
+        name = f"{adapter.folder.parent.name}/{adapter.folder.name}" if adapter else BASE
         answers = ask_all(args, spec, checkpoint, adapter, tasks["trained"].root, cells)
-        rows += [row_of(name, cell, answers[number], tasks["trained"].names) for number, cell in enumerate(cells)]
+        what = ", ".join(adapter.tags).removeprefix("fine-tuned: ") if adapter else ""
+        rows += [{"model": name, "training": what} | row_of(cell, answers[number], tasks["trained"].names)
+                 for number, cell in enumerate(cells)]  # fmt: skip
     file = write_csv(args.out / "forgetting.csv", rows)
     import pandas as pd
 
     shown = pd.DataFrame(rows)[["model", "images", "questions", "class_names", "right", "n"]]
     print("Percent of answers that are a class name, and that are right where the answer is known\n\n"
           f"{markdown(shown)}\n\nWritten: {file}. Next: training_analysis/plot.ipynb")  # fmt: skip
+
+
+def trained_images(args: Args, adapters: Sequence[Adapter]) -> Evaluation:
+    """The first images that were trained on. Raises UserError for weights that were trained on different images."""
+    keys = ("benchmark", "manifest", "split", "limit", "held_out", "seed")
+    for adapter in adapters:
+        if missing := [key for key in keys if key not in adapter.record["config"]]:
+            raise UserError(f"{adapter.folder} does not say what it was trained on ({', '.join(missing)}): train it by "
+                            "finetune_vlm.py.")  # fmt: skip
+    found = {json.dumps([adapter.record["config"][key] for key in keys]) for adapter in adapters}
+    if len(found) > 1:
+        raise UserError(f"--adapters were trained on different images ({', '.join(keys)} differ): give one kind.")
+    trained = adapters[0].record["config"] if adapters else {}
+    task = replace(args, split=trained.get("split", "train"), limit=trained.get("limit")).load_evaluation()
+    if trained and trained["manifest"] != task.manifest_hash:
+        raise UserError(f"--adapters were trained on another manifest than --benchmark {args.benchmark}: give theirs.")
+    examples = task.examples
+    if trained.get("held_out"):
+        from vlmclassifier.finetuning.data import held_out_examples  # seconds of torch
+
+        is_held_out = held_out_examples(examples, task.names, trained["seed"], trained["held_out"])
+        examples = [example for example, is_out in zip(examples, is_held_out, strict=True) if not is_out]
+    return replace(task, examples=examples[: args.images])
 
 
 def cells_of(args: Args, images: str, task: Evaluation, wording: str) -> list[Cell]:
@@ -125,16 +150,19 @@ def ask_all(
     asked = [[[example.id, question] for example, question, _ in cell.items] for cell in cells]
     if file.exists():
         stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored["asked"] == asked and stored["checkpoint"] == fingerprint(checkpoint):
+        identity = (stored["asked"], stored["checkpoint"], stored["dtype"])
+        if identity == (asked, fingerprint(checkpoint), args.dtype):
             return stored["answers"]
-        raise UserError(f"{file} has answers to other images or questions: choose another --out.")
+        raise UserError(
+            f"{file} has answers to other images or questions, or of another --dtype: choose another --out."
+        )
     from vlmclassifier.finetuning.weights import load_adapter
     from vlmclassifier.vlm import load_vlm
 
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
     load_adapter(vlm, adapter)
     answers = [ask(args, vlm, cell, root) for cell in cells]
-    stored = {"checkpoint": fingerprint(checkpoint), "asked": asked, "answers": answers}
+    stored = {"checkpoint": fingerprint(checkpoint), "dtype": args.dtype, "asked": asked, "answers": answers}
     replace_file(file, json.dumps(stored, ensure_ascii=False) + "\n")
     return answers
 
@@ -153,13 +181,13 @@ def ask(args: Args, vlm: "VLM", cell: Cell, root: Path) -> list[str]:
     return answers
 
 
-def row_of(model: str, cell: Cell, answers: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+def row_of(cell: Cell, answers: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
     """Share of answers that are a class name and nothing else, and of right ones, with Wilson intervals."""
     known = {" ".join(plain_words(name)) for name in names}
     are_names = [" ".join(plain_words(answer)) in known for answer in answers]
     low, high = wilson_interval(sum(are_names), len(are_names))
     row: dict[str, Any] = {
-        "model": model, "images": cell.images, "questions": cell.questions, "n": len(answers),
+        "images": cell.images, "questions": cell.questions, "n": len(answers),
         "class_names": 100 * sum(are_names) / len(answers), "low": 100 * low, "high": 100 * high,
     }  # fmt: skip
     judged = [(answer, right) for answer, (_, _, right) in zip(answers, cell.items, strict=True) if right]

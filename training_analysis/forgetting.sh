@@ -31,7 +31,7 @@ for benchmark in "${BENCHMARKS[@]}"; do
                     start "$(basename "$name")" training_analysis/finetune_vlm.py "${common[@]}" --train "$train" \
                         --steps "${STEPS:-400}" --learning-rate "${rates[0]}" --lora-rate "${rates[1]}" --out "$name" \
                         ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"} "${mix[@]}" "${MORE[@]}"
-                    [ ! -d "$name/last" ] || adapters+=("$name/last")
+                    ! is_trained "$name" || adapters+=("$name/last")
                 done
             done
         done

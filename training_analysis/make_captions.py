@@ -9,7 +9,7 @@
 Asks for a short caption that includes the label, checks that the answer does, and asks again in other words up to
 --tries times. Writes a line {"id", "caption", "tries"} per image as it comes; caption is null where no answer had the
 name, and such images are left out of the training. The same command continues, and asks again for images whose request
-failed. FILE.json beside it says what the captions are of. Use: finetune_vlm.py --captions FILE.
+failed. FILE.jsonl.json beside it says what the captions are of. Use: finetune_vlm.py --captions FILE.
 """
 
 import json
@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from vlmclassifier import cli
 from vlmclassifier.arguments import DataArgs, ModelArgs
-from vlmclassifier.benchmarks import Evaluation
+from vlmclassifier.benchmarks import BENCHMARKS, Evaluation
+from vlmclassifier.identity import read_adapter
 from vlmclassifier.images import open_image
 from vlmclassifier.models import checkpoint_folder, find_api, find_model
 from vlmclassifier.records import Example, Prediction, UserError
@@ -73,8 +74,8 @@ def main(args: Args) -> None:
         raise UserError(f"--tries {args.tries} is more than the {len(REQUESTS)} requests that there are.")
     task = load_task(args)
     ask = local_captioner(args) if args.local else api_captioner(args)
-    done = read_captions(args.out)
     begin(args, task, ask.source)
+    done = read_captions(args.out)
 
     # ---- ask
     pending = [example for example in task.examples if example.id not in done]
@@ -161,9 +162,11 @@ def local_captioner(args: Args) -> Captioner:
     checkpoint = checkpoint_folder(spec, args.weights)
 
     def captions(examples: Sequence[Example], task: Evaluation) -> Iterator[tuple[Example, Any]]:
+        from vlmclassifier.finetuning.weights import load_adapter
         from vlmclassifier.vlm import load_vlm
 
         vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
+        load_adapter(vlm, read_adapter(None, spec, checkpoint))  # the template of a merged checkpoint
         for start in range(0, len(examples), args.batch_size):
             pending = list(examples[start : start + args.batch_size])
             for number in range(args.tries):
@@ -214,8 +217,10 @@ def read_captions(file: Path) -> dict[str, dict[str, Any]]:
 
 def begin(args: Args, task: Evaluation, source: dict[str, Any]) -> None:
     """Record what the captions are of. Raises UserError where the file holds others."""
-    record = args.out.with_suffix(".json")
-    config = source | {"benchmark": task.benchmark.key, "split": task.split, "requests": list(REQUESTS[: args.tries])}
+    record = args.out.with_name(f"{args.out.name}.json")
+    config = source | {"benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split,
+                       "data_root": None if task.benchmark.key in BENCHMARKS else str(task.root.resolve()),
+                       "requests": list(REQUESTS[: args.tries])}  # fmt: skip
     if record.exists():
         old = json.loads(record.read_text(encoding="utf-8"))
         if keys := [key for key in {**old, **config} if old.get(key) != config.get(key)]:

@@ -88,7 +88,7 @@ def from_original(args: Args, spec: ModelSpec, checkpoint: Path, adapter: Adapte
     select_trained(vlm.model, "projector", Lora())
     put_projector(vlm.model, weights, str(args.projector))
     config = {"train": "projector", "model": spec.key, "checkpoint": fingerprint(checkpoint), "captions": None,
-              "benchmark": "another code", "mix": {}, "template": args.template,
+              "benchmark": "another code", "mix": [], "template": args.template,
               "pad_square": args.pad_square}  # fmt: skip
     save_trained(vlm.model, args.out, {"config": config, "versions": versions(), "lora": None})
     print(f"Written: {args.out}. Next: python main_results/classify_vlm.py --model {args.model} --adapter {args.out}")

@@ -46,6 +46,9 @@ from vlmclassifier.mini.study import (
 )
 from vlmclassifier.prompts import CAPTION
 from vlmclassifier.records import UserError
+from vlmclassifier.runs import read_record
+from vlmclassifier.runs.features import Features
+from vlmclassifier.runs.record import replace_file
 from vlmclassifier.scoring.intervals import class_counts
 from vlmclassifier.scoring.statistics import paired_difference
 
@@ -142,10 +145,9 @@ def answers_folder(args: Args, name: str) -> Path:
 
 def write_captions(args: Args, file: Path) -> Path:
     """A caption with the class name for every train image: no API writes them here, so that all have one form."""
-    if not file.exists():
-        lines = [json.dumps({"id": example.id, "caption": CAPTION.format(example.label), "tries": 1})
-                 for example in load_split(args, "train").examples]  # fmt: skip
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [json.dumps({"id": example.id, "caption": CAPTION.format(example.label), "tries": 1})
+             for example in load_split(args, "train").examples]  # fmt: skip
+    replace_file(file, "\n".join(lines) + "\n")
     return file
 
 
@@ -159,7 +161,11 @@ def linear_probe(args: Args) -> None:
                          (args.root / "checkpoints" / "clip").resolve(), "--split", split, "--batch-size",
                          args.batch_size, "--out", folder, *args.data_options(),
                          *(["--limit", limit] if limit else [])])  # fmt: skip
-    if not (out / "clip-linear-held_out" / "scores.csv").exists():
+    run = out / "clip-linear-held_out"
+    if (
+        not (run / "scores.csv").exists()
+        or read_record(run)["config"]["train_rows"] != Features(folders["train"]).rows_hash
+    ):
         run_logged(log, ["training_analysis/finetune_clip.py", "--features", folders["train"], "--test-features",
                          folders["test"], "--out", (out / "clip").resolve()])  # fmt: skip
 

@@ -9,6 +9,7 @@ of models as they are, and of CLIP the linear probes. Writes table3, table4 and 
 """
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,8 @@ SETTINGS = {"projector": "projector", "projector+lora": "projector_and_lm_lora",
 MIXTURE_MODEL = "{} Finetuned on ImageNet+LLaVA"
 RULES = """A row of the paper is judged by the paper's rule: the epoch that is best on the test images (--evaluate-test
 with --evaluated at least their number). Rows that end in held_out choose it on held-out train images and are our
-numbers; last_epoch chooses nothing. accuracy: the label is contained in the answer; exact: it equals the answer."""
+numbers; last_epoch chooses nothing. What differs from the paper's settings is in the tags. accuracy: the label is
+contained in the answer; exact: it equals the answer."""
 
 
 @dataclass
@@ -54,8 +56,10 @@ def main(args: Args) -> None:
     import pandas as pd
 
     collected = collect_runs([args.outputs], ["vlm"])
-    scores = [score for run in collected.runs for score in fine_tuned_scores(run)]
-    scores += papers_rule_scores(args.outputs) + other_scores(args)
+    scores, notes = [], list(collected.notes)
+    for run in collected.runs:
+        scores += fine_tuned_scores(run, notes)
+    scores += papers_rule_scores(args.outputs, notes) + other_scores(args)
     if not scores:
         raise UserError(f"No answers of fine-tuned models in {args.outputs}: start with training_analysis/*.sh.")
     papers = pd.read_csv(PAPER)
@@ -74,7 +78,7 @@ def main(args: Args) -> None:
             print(files[("csv", "latex").index(args.format) - 2].read_text(encoding="utf-8"))
     if args.format == "markdown":
         print(f"{RULES}\n\n{LEGEND}")
-        for note in collected.notes:
+        for note in notes:
             print(f"Note: {note}")
         print("Written: " + ", ".join(str(file) for file in files))
 
@@ -95,13 +99,15 @@ def other_scores(args: Args) -> list[tuple[str, Score]]:
     return found
 
 
-def fine_tuned_scores(run: ScoredRun) -> list[tuple[str, Score]]:
-    """The scores of a fine-tuned model's answers with the tables that show them."""
+def fine_tuned_scores(run: ScoredRun, notes: list[str]) -> list[tuple[str, Score]]:
+    """The scores of a fine-tuned model's answers with the tables that show them; adds why a run is in none."""
     adapter = run.config.get("adapter")
-    if adapter is None or run.config["split"] == "train" or run.config["candidates"] != "none":
+    if adapter is None or run.config["split"] == "train":
         return []
-    if run.config["wording"] != adapter["wording"] or run.config["chain_of_thought"]:
-        return []  # another question than the one that was trained: no row of these tables
+    asked = (run.config["candidates"], run.config["wording"], run.config["chain_of_thought"])
+    if asked != ("none", adapter.get("wording", "base"), False):
+        notes.append(f"{run.folder.name} asks another question than the one that was trained: it is in no table here.")
+        return []
     end = {"best": "-held_out", "last": "-last_epoch"}.get(adapter["rule"], f"-{adapter['rule']}")
     found = []
     for score in run.scores:
@@ -116,7 +122,7 @@ def fine_tuned_scores(run: ScoredRun) -> list[tuple[str, Score]]:
 def rows_of(adapter: dict[str, Any], model: str) -> list[tuple[str, str, str]]:
     """Table, model and setting of the paper's rows that a fine-tuned model belongs to."""
     setting = SETTINGS.get(adapter["train"], adapter["train"])
-    if adapter["captions"]:
+    if adapter["captions"] and not adapter["mix"]:
         return [("table4", model, "finetuned_captioning_data")]
     if adapter["mix"]:
         return [("section4", MIXTURE_MODEL.format(model), "open_world")]
@@ -124,9 +130,12 @@ def rows_of(adapter: dict[str, Any], model: str) -> list[tuple[str, str, str]]:
     return rows + ([("table4", model, "finetuned_classification_data")] if setting == "projector" else [])
 
 
-def papers_rule_scores(outputs: Path) -> list[tuple[str, Score]]:
-    """For every training that has answered test images: the epoch that is best on them."""
-    found = []
+def papers_rule_scores(outputs: Path, notes: list[str]) -> list[tuple[str, Score]]:
+    """For every finished training that has answered test images: the epoch that is best on them.
+
+    Where several are of one cell, the folder's name is a tag of each.
+    """
+    found: list[tuple[str, Score, str]] = []
     for file in sorted(outputs.glob("*/epochs.csv")):
         with open(file, newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.DictReader(stream) if row.get("test")]
@@ -134,6 +143,9 @@ def papers_rule_scores(outputs: Path) -> list[tuple[str, Score]]:
             continue
         record = training_record(file.parent)
         trained = record["config"]
+        if not record["finished"]:
+            notes.append(f"{file.parent.name} is not finished: its best epoch on test images is not shown.")
+            continue
         best = max(rows, key=lambda row: float(row["test"]))
         n = int(best["test_n"])
         right = round(float(best["test"]) * n / 100)
@@ -144,8 +156,14 @@ def papers_rule_scores(outputs: Path) -> list[tuple[str, Score]]:
             score = Score(
                 model, setting, trained["benchmark"], "accuracy", 100 * right / n, 100 * low, 100 * high, n, tags
             )
-            found.append((table, score))
-    return found
+            found.append((table, score, file.parent.name))
+    cells = Counter((table, score.model, score.setting, score.dataset, score.tags) for table, score, _ in found)
+    named = []
+    for table, score, folder in found:
+        if cells[table, score.model, score.setting, score.dataset, score.tags] > 1:
+            score = replace(score, tags=(*score.tags, folder))
+        named.append((table, score))
+    return named
 
 
 def training_tags(trained: dict[str, Any], n: int, record: dict[str, Any]) -> tuple[str, ...]:
@@ -155,8 +173,8 @@ def training_tags(trained: dict[str, Any], n: int, record: dict[str, Any]) -> tu
     tags: Sequence[str] = record.get("tags", [])
     papers = rows.get(benchmark.test_split) if benchmark else None
     own = [f"{n:,} of {papers:,} images"] if papers and n != papers else []
-    own += ["only some train images"] if trained["limit"] else []
-    return (*tags, *own)
+    own += [f"{100 * trained['held_out']:g}% of the train rows held out"] if trained["held_out"] else []
+    return (*tags, *record["deviations"], *own)
 
 
 if __name__ == "__main__":

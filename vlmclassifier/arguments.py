@@ -177,7 +177,7 @@ def run_config(
         config["verified"] = is_verified(spec, config["checkpoint"])
     if adapter is not None:
         config["adapter"] = adapter.config
-        own_tags.append(adapter.tag)
+        own_tags += adapter.tags
     config |= {"benchmark": task.benchmark.key, "manifest": task.manifest_hash, "split": task.split, "limit": limit}
     if task.benchmark.key not in BENCHMARKS:  # another manifest of the same name is another benchmark
         config["data_root"] = str(task.root.resolve())

@@ -37,8 +37,9 @@ def read_original_projector(file: Path) -> dict[str, Tensor]:
             f"{file} is no file of weights that can be read safely ({first_line(error)}): download it again, or save "
             "its tensors as safetensors."
         ) from None
+    stored = stored if isinstance(stored, Mapping) else {}
     found = {}
-    for name, value in stored.items() if isinstance(stored, Mapping) else ():
+    for name, value in stored.items():
         for prefix in ORIGINAL_PREFIXES:
             layer, _, kind = str(name).removeprefix(prefix).partition(".")
             if str(name).startswith(prefix) and layer in LAYERS:

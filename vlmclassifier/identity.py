@@ -88,17 +88,35 @@ class Adapter:
         return {
             "fingerprint": fingerprint(self.folder), "train": trained["train"], "benchmark": trained["benchmark"],
             "wording": "caption" if trained["captions"] else trained.get("wording", "base"),
-            "captions": bool(trained["captions"]), "mix": sorted(trained["mix"]), "rule": self.folder.name,
+            "captions": bool(trained["captions"]), "mix": self.mixed, "rule": self.folder.name,
             "epoch": epoch,
         }  # fmt: skip
+
+    @property
+    def mixed(self) -> list[str]:
+        """The files of conversations that were trained on beside the benchmark."""
+        return [name for name, _, _ in self.record["config"]["mix"]]
+
+    @property
+    def tags(self) -> list[str]:
+        """What tables call them, and in what their training differs from the paper's."""
+        return [self.tag, *self.record.get("deviations", [])]
 
     @property
     def tag(self) -> str:
         """What tables call them."""
         trained = self.record["config"]
         what = "captions of " if trained["captions"] else ""
-        mixed = f" + {', '.join(sorted(trained['mix']))}" if trained["mix"] else ""
+        mixed = f" + {', '.join(self.mixed)}" if self.mixed else ""
         return f"fine-tuned: {trained['train']} on {what}{trained['benchmark']}{mixed}, {self.folder.name}"
+
+    def prompt_options(self, template: str | None, pad_square: bool, image_size: int | None) -> dict[str, Any]:
+        """Template, padding and image size of a further training: those that were trained where none are given."""
+        trained = self.record["config"]
+        return {
+            "template": template or trained["template"], "pad_square": pad_square or trained["pad_square"],
+            "image_size": image_size or trained.get("image_size"),
+        }  # fmt: skip
 
     def spec(self, spec: ModelSpec) -> ModelSpec:
         """The model with the prompt template that it was trained with."""

@@ -5,12 +5,14 @@ name where it is known, and turns of question and answer.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
+from vlmclassifier.probing import held_out_rows
 from vlmclassifier.prompts import QUESTIONS
 from vlmclassifier.records import Example, UserError, first_line
 
@@ -102,6 +104,13 @@ def conversation_row(item: Any, where: str, root: Path, number: str) -> dict[str
     return _row(row_id, str(root / image) if image else "", root if image else "", item.get("class", ""), pairs)
 
 
+def held_out_examples(examples: Sequence[Example], names: Sequence[str], seed: int, share: float) -> list[bool]:
+    """Which examples are not trained on: a share of every class, by (seed, id) alone."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    ids, classes = [example.id for example in examples], [numbers[example.label] for example in examples]
+    return held_out_rows(ids, classes, seed, share).tolist()
+
+
 def mixture(parts: Sequence[tuple[Dataset, float]], seed: int) -> Dataset:
     """Return the rows of several data sets together, shuffled by the seed (paper, section 4: ImageNet + LLaVA's rows).
 
@@ -125,7 +134,7 @@ def export_conversations(rows: Dataset, file: Path) -> None:
         for number, row in enumerate(rows):
             item: dict[str, Any] = {"id": row["id"]}
             if row["image"]:
-                item["image"] = str(Path(row["image"]).relative_to(row["root"]))
+                item["image"] = os.path.relpath(Path(row["image"]).resolve(), row["root"])
             if row["label"]:
                 item["class"] = row["label"]
             item["conversations"] = []

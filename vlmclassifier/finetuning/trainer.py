@@ -1,6 +1,7 @@
 """transformers' Trainer for vision-language models: answer loss, two learning rates, spikes, accuracy by epoch."""
 
 import csv
+import io
 import math
 import os
 import shutil
@@ -12,13 +13,15 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from vlmclassifier.finetuning.loss import row_losses, summed_loss, zero_of
 from vlmclassifier.finetuning.parts import LORA_MARK, frozen_modules
 from vlmclassifier.finetuning.spikes import SpikeWatch, Step, append_step, keep_steps
 from vlmclassifier.finetuning.weights import load_trained, save_trained
 from vlmclassifier.records import UserError
+from vlmclassifier.runs.record import replace_file
 from vlmclassifier.vlm import VLM
 
 COMPLETE_FILE = "complete"  # in a checkpoint of a training whose every file was written
@@ -162,15 +165,28 @@ class SpikeCallback(TrainerCallback):
 
 
 class ShardingCheck(TrainerCallback):
-    """Ends a training for which FSDP was asked but is not used: accelerate falls back to DDP on the CPU silently."""
+    """Ends a training for which FSDP was asked but is not used: accelerate falls back to DDP on the CPU silently.
 
-    def __init__(self, vlm: VLM) -> None:
-        self.vlm = vlm
+    Also one that they would make another than it says: `evaluates`: whether images are answered after each epoch, which
+    sharded processes would have to do in step; `skips`: whether spikes are left out, which DeepSpeed cannot, since its
+    step is part of the backward pass.
+    """
+
+    def __init__(self, trainer: VlmTrainer, evaluates: bool, skips: bool) -> None:
+        self.trainer, self.vlm, self.evaluates, self.skips = trainer, trainer.vlm, evaluates, skips
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Raise UserError where no parameter is a shard."""
+        """Raise UserError."""
+        if self.skips and self.trainer.is_deepspeed_enabled:
+            raise UserError("--skip-spikes does not work under DeepSpeed, which steps at once: leave one of them out.")
+        is_sharded = any(hasattr(parameter, "full_tensor") for parameter in self.vlm.model.parameters())
+        if is_sharded and self.evaluates:
+            raise UserError(
+                "Sharded processes cannot answer images after an epoch: add --held-out 0, leave out --evaluate-test, "
+                "and classify with last/ afterwards."
+            )
         asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
-        if asked and not any(hasattr(parameter, "full_tensor") for parameter in self.vlm.model.parameters()):
+        if asked and not is_sharded:
             raise UserError(
                 "FSDP was asked for (accelerate's configuration), but the parameters are not sharded: use GPUs, or "
                 "leave FSDP out; training_analysis/fsdp2.yaml is a configuration."
@@ -193,9 +209,15 @@ class EpochCallback(TrainerCallback):
         self._handler: Any = None
         self.rows: list[dict[str, Any]] = []
 
+    def continue_rows(self, state: Any) -> None:
+        """Keep the epochs of epochs.csv that were closed before a step."""
+        self.rows = [row for row in read_epochs(self.file) if row["step"] <= state.global_step]
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Continue epochs.csv where the training continues; stop at the end of a step after Ctrl-C."""
-        self.rows = [row for row in read_epochs(self.file) if row["step"] <= state.global_step]
+        self.continue_rows(state)
+        if state.global_step and abs(state.epoch - round(state.epoch)) < 1e-6:
+            self.close(args, state)  # the checkpoint of an epoch's last step, which was not evaluated any more
         if args.world_size == 1:  # several processes would not see it at the same step
             self._handler = signal.signal(signal.SIGINT, self._interrupt)
 
@@ -213,11 +235,16 @@ class EpochCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Evaluate and keep the weights."""
-        if self.interrupted or (self.rows and self.rows[-1]["step"] == state.global_step):
+        """Evaluate and keep the weights; not after Ctrl-C."""
+        if not self.interrupted:
+            self.close(args, state)
+
+    def close(self, args: Any, state: Any) -> None:
+        """Evaluate an epoch and keep its weights, once."""
+        if self.rows and self.rows[-1]["step"] == state.global_step:
             return
         row: dict[str, Any] = {"epoch": round(state.epoch, 4), "step": state.global_step}
-        self.trainer.model.eval()
+        self.trainer.vlm.model.eval()
         for name, function in self.evaluate.items():
             counts = torch.tensor(function(), dtype=torch.float32, device=args.device)
             right, n = self.trainer.accelerator.reduce(counts, "sum").tolist()
@@ -257,16 +284,23 @@ def read_epochs(file: Path) -> list[dict[str, Any]]:
 
 def write_epochs(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write epochs.csv."""
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(file, text.getvalue())
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a finished training: its weights are in best/ and last/."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+
+
+def finished_state(checkpoint: Path) -> TrainerState | None:
+    """The state of a training whose last step a checkpoint holds; None where steps are left."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return state if state.global_step >= state.max_steps else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:

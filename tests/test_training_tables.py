@@ -1,0 +1,121 @@
+"""Protects: the tables of training compare with the paper what was trained as in the paper, and name what was not."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, run_script, script
+
+from vlmclassifier.benchmarks import find_benchmark
+from vlmclassifier.finetuning.settings import LORA, PAPER, QFORMER, deviations, mixed_files, paper_epochs
+from vlmclassifier.finetuning.trainer import ShardingCheck
+from vlmclassifier.records import UserError
+
+CONFIG = PAPER | {
+    "model": "llava-1.5-7b", "benchmark": "flowers", "train": "projector", "epochs": None, "wording": "base",
+    "captions": None, "mix": [], "lora": None, "held_out": 0.0, "limit": None, "train_images": 2040,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "tags"),
+    [
+        ({}, []),
+        ({"epochs": 50}, []),
+        ({"epochs": 3}, ["3 epochs"]),
+        ({"steps": 200}, ["steps 200"]),
+        ({"objective": "names", "learning_rate": 1e-3}, ["objective names", "learning_rate 0.001"]),
+        ({"wording": "in_the_photo"}, []),
+        ({"wording": "alternative_1"}, ["wording alternative_1"]),
+        ({"train": "projector+lora", "lora": LORA}, []),
+        ({"train": "projector+lora", "lora": LORA | {"rank": 8}}, ["LoRA rank 8"]),
+        (QFORMER | {"train": "qformer", "wording": "none"}, []),
+        ({"train": "qformer"}, ["weight_decay 0.0", "image_size None", "augment False"]),
+        ({"mix": [["x.json", "", 1.0], ["x.json", "", 2.0]]}, ["mixed with 1 x x.json, 2 x x.json"]),
+        ({"benchmark": "imagenet", "train_images": 1281167, "mix": [["llava_v1_5_mix665k.json", "", 1.0]]}, []),
+        ({"limit": 100, "train_images": 100}, ["100 of 2,040 train images"]),
+        ({"benchmark": "mine", "limit": 100, "train_images": 100}, ["limit 100"]),
+    ],
+)
+def test_what_differs_from_the_paper_is_named(changed, tags):
+    assert deviations(CONFIG | changed) == tags
+
+
+def test_epochs_are_the_papers():
+    assert [paper_epochs(train, of) for train in ("projector", "qformer") for of in ("imagenet", "cars")] == [
+        1, 50, 10, 100
+    ]  # fmt: skip
+
+
+def training(folder, right, finished=True, **changed):
+    """A folder of a training with one epoch on the test images."""
+    config = CONFIG | changed
+    folder.mkdir(parents=True)
+    record = {"config": config, "tags": [], "deviations": deviations(config), "finished": finished}
+    (folder / "training.json").write_text(json.dumps(record))
+    n = find_benchmark("flowers").paper_rows["test"]
+    (folder / "epochs.csv").write_text(f"epoch,step,test,test_n\n1.0,10,{right},{n}\n")
+
+
+def test_the_papers_rule_is_applied_to_what_the_paper_trained(tmp_path, capsys):
+    training(tmp_path / "as-the-paper", 90)
+    training(tmp_path / "held-out", 80, held_out=0.1)
+    training(tmp_path / "other-objective", 70, objective="expected")
+    training(tmp_path / "not-finished", 60, finished=False)
+    training(tmp_path / "captions-and-mixture", 50, captions="digest", mix=[["x.json", "", 1.0]])
+    table = script("training_analysis/table.py")
+    table.main(table.Args(tmp_path, tmp_path / "none", tmp_path / "none"))
+    printed = capsys.readouterr().out
+    assert "Note: not-finished is not finished: its best epoch on test images is not shown." in printed
+    with open(tmp_path / "table3.csv", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["value"]]
+    assert [(float(row["value"]), row["tags"]) for row in rows] == [
+        (pytest.approx(90, abs=0.1), ""),
+        (pytest.approx(80, abs=0.1), "10% of the train rows held out"),
+        (pytest.approx(70, abs=0.1), "objective expected"),
+    ]
+    with open(tmp_path / "section4.csv", newline="") as stream:
+        (row,) = [row for row in csv.DictReader(stream) if row["value"]]
+    assert float(row["value"]) == pytest.approx(50, abs=0.1) and "mixed with 1 x x.json" in row["tags"]
+    training(tmp_path / "twice", 91)
+    table.main(table.Args(tmp_path, tmp_path / "none", tmp_path / "none"))
+    printed = capsys.readouterr().out
+    assert "LLaVA1.5-7B (as-the-paper) " in printed and "LLaVA1.5-7B (twice) " in printed  # none hides the other
+
+
+def test_files_of_one_name_are_two_parts_of_a_mixture(tmp_path):
+    texts = [str(tmp_path / "a" / "x.json"), f"{tmp_path / 'b' / 'x.json'}=2"]
+    assert [(file.parent.name, weight) for file, weight in mixed_files(texts, tmp_path)] == [("a", 1.0), ("b", 2.0)]
+
+
+def test_sharded_trainings_that_would_not_do_what_they_say_are_refused():
+    model = SimpleNamespace(parameters=lambda: [SimpleNamespace(full_tensor=None)])
+    trainer = SimpleNamespace(vlm=SimpleNamespace(model=model), is_deepspeed_enabled=True)
+    with pytest.raises(UserError, match="--skip-spikes does not work under DeepSpeed"):
+        ShardingCheck(trainer, False, True).on_train_begin(None, None, None)
+    with pytest.raises(UserError, match="Sharded processes cannot answer images after an epoch: add --held-out 0"):
+        ShardingCheck(trainer, True, False).on_train_begin(None, None, None)
+    ShardingCheck(trainer, False, False).on_train_begin(None, None, None)
+
+
+def test_launchers_classify_with_finished_trainings_alone(tmp_path):
+    source = f"source {ROOT}/training_analysis/finetune.bash; is_trained {tmp_path}/run && echo yes || echo no"
+    env = {"VLMCLASSIFIER_OUTPUTS": str(tmp_path)}
+    assert run_script("bash", "-c", source, env=env).stdout == "no\n"
+    for finished, said in ((False, "no\n"), (True, "yes\n")):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "training.json").write_text(json.dumps({"config": {}, "finished": finished}, indent=1))
+        assert run_script("bash", "-c", source, env=env).stdout == said
+
+
+def test_several_gpus_without_a_launcher_are_refused(monkeypatch, tmp_path):
+    """Trainer would divide each batch over them, and the step would have more rows than was said."""
+    from transformers import TrainingArguments
+
+    module = script("training_analysis/finetune_vlm.py")
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
+    vlm = SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu")))
+    with pytest.raises(UserError, match="This process sees 4 GPUs: start it by accelerate launch"):
+        module.build_trainer(module.Args("llava-1.5-7b"), vlm, [], CONFIG | {"dtype": "float32"}, tmp_path)
