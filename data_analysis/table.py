@@ -16,12 +16,15 @@ from vlmclassifier.records import UserError
 from vlmclassifier.tables import label, markdown
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 PAPER = Path(__file__).parent / "paper.csv"
 TABLES = ("table11", "appendix_b6")
 STAGES = {"total": "pretrain_and_instruct"}  # our name of a source -> the paper's setting; the others are the same
-PAPERS_SETTINGS = ("open_world", "closed_world", "linear", "last_token")  # runs that the paper's rows are about
+# Runs that the paper's rows are about.
+PAPERS_SETTINGS = ("open_world", "closed_world", "linear", "last_token", "open_world-held_out", "open_world-last_epoch")
+FINE_TUNED = "{} Fine-tuned on ImageNet"  # what the paper prints in all columns, whatever the data set was
+ENDS = {"best": "held_out", "last": "last_epoch"}  # folder of the weights -> how their epoch was chosen
 PAPERS_COUNTS = ("default", "reference_rules")  # rules of counting that the paper's rows are compared with
 KEYS = ["model", "dataset", "source", "statistic"]
 LEGEND = """Coefficients over classes: ours [95% bootstrap interval] (the paper's). spearman and pearson are of the
@@ -66,7 +69,7 @@ def compare(ours: "DataFrame") -> "DataFrame":
     papers = pd.read_csv(PAPER)
     papers = papers[papers["table"].isin(TABLES)].rename(columns={"setting": "source", "metric": "statistic"})
     papers = papers.rename(columns={"value": "paper"}).drop(columns="table")
-    ours = ours.assign(source=ours["source"].replace(STAGES))
+    ours = ours.assign(source=ours["source"].replace(STAGES)).apply(as_the_papers_row, axis=1)
     joined = ours.merge(papers, how="left", on=KEYS)
     is_compared = (joined["tags"] == "") & joined["setting"].isin(PAPERS_SETTINGS)
     is_compared &= joined["counts"].isin(PAPERS_COUNTS)
@@ -74,6 +77,23 @@ def compare(ours: "DataFrame") -> "DataFrame":
     known = set(joined.loc[joined["paper"].notna(), KEYS].itertuples(index=False, name=None))
     missing = [row not in known for row in papers[KEYS].itertuples(index=False, name=None)]
     return pd.concat([joined, papers[missing].assign(tags="", setting="", counts="")], ignore_index=True)
+
+
+def as_the_papers_row(row: "Series") -> "Series":
+    """A projector fine-tuned on the data set itself under the paper's name; every other row as it is.
+
+    The setting then says how its epoch was chosen.
+    """
+    tags = row["tags"].split(", ")
+    for folder, end in ENDS.items():
+        trained = [f"fine-tuned: projector on {row['dataset']}", folder]
+        for start in range(len(tags) - 1):
+            if tags[start : start + 2] == trained:
+                row = row.copy()
+                row["model"], row["setting"] = FINE_TUNED.format(row["model"]), f"{row['setting']}-{end}"
+                row["tags"] = ", ".join(tags[:start] + tags[start + 2 :])
+                return row
+    return row
 
 
 def wide_table(joined: "DataFrame") -> "DataFrame":

@@ -119,3 +119,35 @@ def test_several_gpus_without_a_launcher_are_refused(monkeypatch, tmp_path):
     vlm = SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu")))
     with pytest.raises(UserError, match="This process sees 4 GPUs: start it by accelerate launch"):
         module.build_trainer(module.Args("llava-1.5-7b"), vlm, [], CONFIG | {"dtype": "float32"}, tmp_path)
+
+
+def test_correlations_before_and_after_stand_beside_the_papers(tmp_path, capsys):
+    """Table 11's fine-tuned row is the projector trained on the data set itself."""
+    header = "model,tags,setting,dataset,source,classes,statistic,value,low,high,null_low,null_high,p,n,counts"
+    rows = {
+        "base": ',open_world,flowers,total,all,spearman,0.41,0.2,0.6,-0.2,0.2,0.001,102,default',
+        "tuned": '"fine-tuned: projector on flowers, best",open_world,flowers,total,all,spearman,-0.04,-0.2,0.2,-0.2,'
+                 "0.2,0.7,102,default",
+        "short": '"fine-tuned: projector on flowers, last, 3 epochs",open_world,flowers,total,all,spearman,0.5,-0.2,'
+                 "0.2,-0.2,0.2,0.7,102,default",
+        "elsewhere": '"fine-tuned: projector on cars, best",open_world,flowers,total,all,spearman,0.3,-0.2,0.2,-0.2,'
+                     "0.2,0.7,102,default",
+    }  # fmt: skip
+    for name, row in rows.items():
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "correlations.csv").write_text(f"{header}\nLLaVA1.5-7B,{row}\n")
+    table = script("data_analysis/table.py")
+    table.main(table.Args(tmp_path / "data"))
+    printed = capsys.readouterr().out
+    assert "LLaVA1.5-7B Fine-tuned on ImageNet | open_world-held_out | flowers" in " ".join(printed.split())
+    assert "-0.04 [-0.20, 0.20] (-0.03)" in printed and "0.41 [0.20, 0.60] (0.40)" in printed
+    with open(tmp_path / "data" / "table11.csv", newline="") as stream:
+        found = {row["value"]: (row["model"], row["paper"]) for row in csv.DictReader(stream)}
+    assert found["0.5"] == ("LLaVA1.5-7B Fine-tuned on ImageNet", "") and found["0.3"] == ("LLaVA1.5-7B", "")
+    training(tmp_path / "runs" / "one", 90)
+    table = script("training_analysis/table.py")
+    table.main(table.Args(tmp_path / "runs", tmp_path / "none", tmp_path / "none", tmp_path / "data"))
+    assert "Spearman, naming texts and accuracy over n classes" in capsys.readouterr().out
+    with open(tmp_path / "runs" / "frequency.csv", newline="") as stream:
+        values = [float(row["value"]) for row in csv.DictReader(stream)]
+    assert values[0] == 0.41 and set(values[1:]) == {-0.04, 0.5, 0.3}  # as it is first

@@ -5,7 +5,8 @@
 
 Reads the answers of fine-tuned models (runs of classify_vlm.py --adapter), the epochs of finetune_vlm.py, the answers
 of models as they are, and of CLIP the linear probes. Writes table3, table4 and section4 (.md, .csv in the long form,
-.tex). The correlation of frequency and accuracy after fine-tuning (Table 11): data_analysis/correlate.py.
+.tex), and frequency.csv: Spearman's correlation of how often classes are named with their accuracy, before and after
+fine-tuning, from the results of data_analysis/correlate.py; data_analysis/table.py has the paper's (Table 11).
 """
 
 import csv
@@ -32,6 +33,7 @@ TITLES = {
 }  # fmt: skip
 # --train -> the paper's name of the row. Its BLIP-2 trains the Q-Former side and is called projector, too.
 SETTINGS = {"projector": "projector", "projector+lora": "projector_and_lm_lora", "qformer": "projector"}
+FINE_TUNED = "fine-tuned: "  # the tag of weights that were fine-tuned begins so
 MIXTURE_MODEL = "{} Finetuned on ImageNet+LLaVA"
 RULES = """A row of the paper is judged by the paper's rule: the epoch that is best on the test images (--evaluate-test
 with --evaluated at least their number). Rows that end in held_out choose it on held-out train images and are our
@@ -47,6 +49,8 @@ class Args:
     """Folder of the linear probes on CLIP's features."""
     zero_shot: Path = OUTPUTS / "main_results"
     """Folder of the answers before fine-tuning."""
+    frequency: Path = OUTPUTS / "data_analysis"
+    """Folder of the folders of correlate.py."""
     format: Literal["markdown", "csv", "latex"] = "markdown"
     """What to print; all three are written."""
 
@@ -76,11 +80,37 @@ def main(args: Args) -> None:
             print(f"{title}, accuracy in percent\n\n{markdown(wide)}\n")
         else:
             print(files[("csv", "latex").index(args.format) - 2].read_text(encoding="utf-8"))
+    files += frequency_table(args)
     if args.format == "markdown":
         print(f"{RULES}\n\n{LEGEND}")
         for note in notes:
             print(f"Note: {note}")
         print("Written: " + ", ".join(str(file) for file in files))
+
+
+def frequency_table(args: Args) -> list[Path]:
+    """Write and print Spearman's coefficients of fine-tuned models, and of the same models as they were."""
+    import pandas as pd
+
+    tables = [pd.read_csv(file, dtype={"tags": str}) for file in sorted(args.frequency.glob("*/correlations.csv"))]
+    if not tables:
+        return []
+    rows = pd.concat(tables, ignore_index=True).fillna({"tags": ""})
+    rows = rows[(rows["statistic"] == "spearman") & (rows["classes"] == "all")]
+    is_tuned = rows["tags"].str.contains(FINE_TUNED)
+    kind = ["model", "dataset", "source"]
+    tuned = set(rows.loc[is_tuned, kind].itertuples(index=False, name=None))
+    of_tuned = pd.Series([row in tuned for row in rows[kind].itertuples(index=False, name=None)], rows.index)
+    rows = rows[of_tuned & (is_tuned | (rows["setting"] == "open_world"))]
+    if rows.empty:
+        return []
+    columns = [*kind, "setting", "tags", "value", "low", "high", "n"]
+    rows = rows.assign(after=is_tuned).sort_values([*kind, "after", "setting", "tags"])[columns]
+    file = args.outputs / "frequency.csv"
+    rows.to_csv(file, index=False)
+    if args.format == "markdown":
+        print(f"Spearman, naming texts and accuracy over n classes\n\n{markdown(rows.round(3))}\n")
+    return [file]
 
 
 def other_scores(args: Args) -> list[tuple[str, Score]]:
@@ -94,7 +124,7 @@ def other_scores(args: Args) -> list[tuple[str, Score]]:
                 setting = score.setting.replace("linear", "finetuned_classification_data")
                 found.append(("table4", replace(score, setting=setting)))
     for score in collect_runs([args.zero_shot], ["vlm"]).scores:
-        if score.setting == "open_world" and not any(tag.startswith("fine-tuned: ") for tag in score.tags):
+        if score.setting == "open_world" and not any(tag.startswith(FINE_TUNED) for tag in score.tags):
             found.append(("table4", replace(score, setting="zero_shot")))
     return found
 
@@ -111,7 +141,7 @@ def fine_tuned_scores(run: ScoredRun, notes: list[str]) -> list[tuple[str, Score
     end = {"best": "-held_out", "last": "-last_epoch"}.get(adapter["rule"], f"-{adapter['rule']}")
     found = []
     for score in run.scores:
-        tags = tuple(tag for tag in score.tags if not tag.startswith("fine-tuned: ") and tag != "trained further")
+        tags = tuple(tag for tag in score.tags if not tag.startswith(FINE_TUNED) and tag != "trained further")
         if adapter["benchmark"] != run.config["benchmark"]:
             tags = (*tags, f"fine-tuned on {adapter['benchmark']}")
         for table, model, setting in rows_of(adapter, score.model):
