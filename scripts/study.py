@@ -47,8 +47,8 @@ class Args:
     seeds: int = 1
     """Number of seeds, from --seed on, one after the other; for several the table shows the range of the values."""
     full: bool = False
-    """Also train the controls: a VLM with uniform and one with permuted naming frequencies, and 15 VLMs with designed
-    ones (data_analysis/intervene.py; about half an hour more)."""
+    """Also train the controls: a VLM with uniform and one with permuted naming frequencies, a BLIP-2, 15 VLMs with
+    designed frequencies (data_analysis/intervene.py), and more ways of fine-tuning; about three quarters of an hour."""
     smoke: bool = False
     """Run everything at toy size, in a folder of its own: a test that it runs, without meaningful numbers."""
     benchmark: str = "plane_figures"
@@ -165,7 +165,8 @@ def run_seed(args: Args, seed: int, root: Path, times: dict[str, float]) -> list
         times[f"  {stage}"] = times.get(f"  {stage}", 0.0) + seconds
     if args.full:
         controls = [[*train, "--stages", "vlm", "--frequency", frequency] for frequency in ("uniform", "permuted")]
-        with timed("controls: two more LLaVAs", times):
+        controls.append([*train, "--stages", "blip"])
+        with timed("controls: two more LLaVAs, and a BLIP-2", times):
             run_in_parallel(controls)
 
     findings = []
@@ -174,7 +175,7 @@ def run_seed(args: Args, seed: int, root: Path, times: dict[str, float]) -> list
         if args.smoke:
             command += smoke_arguments
         if args.full and section == "training_analysis":
-            command += ["--captions"]
+            command += ["--full"]
         with timed(section, times):
             run_script(command)
         findings += read_findings(root / section / "findings.csv")

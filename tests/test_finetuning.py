@@ -366,6 +366,16 @@ def test_rows_of_every_kind_are_mixed_and_exported(tmp_path):
         caption_rows(examples, tmp_path, captions)
 
 
+def test_a_class_name_without_tokens_is_told_before_training(tiny, classes_of_colour, tmp_path, monkeypatch):
+    from vlmclassifier.finetuning import collator
+
+    original = collator.answer_ids
+    monkeypatch.setattr(collator, "answer_ids", lambda *words: [] if words[-1] == "dog" else original(*words))
+    with pytest.raises(UserError, match="The class name 'dog' has no tokens for llava-1.5-7b: rename it"):
+        finetune(tiny, classes_of_colour, tmp_path / "run")
+    assert not (tmp_path / "run" / "loss.csv").exists()
+
+
 def test_mistakes_are_told_before_a_model_loads(tiny, classes_of_colour, tmp_path):
     for options, message in (
         ({"effective_batch": 6, "batch_size": 4}, "--effective-batch 6 is no multiple of --batch-size 4 x 1 processes"),

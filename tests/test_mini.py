@@ -109,6 +109,34 @@ def test_training_inputs_equal_inference_inputs(trained, figures_root):
     assert torch.allclose(inference, training, atol=1e-5)
 
 
+def test_a_mini_blip2_is_trained_on_what_it_is_asked(trained, figures_root):
+    """Tokens of its prompts in training = of BLIP-2's own processor; its vision encoder comes near CLIP's features."""
+    from vlmclassifier.mini import blip2, llava
+
+    pretrain(figures_root, trained, stages=("blip",))
+    losses = json.loads((trained / "blip" / "training.json").read_text())["losses"]
+    assert losses["vision"][-1] < losses["vision"][0] and len(losses["instruct"]) == 20
+    vlm = load_vlm("mini-blip2", trained / "blip")
+    images = first_images(figures_root, 2)
+    pixels = np.stack([np.asarray(image.resize((48, 48))) for image in images])
+    processor = image_processor(48)
+    training_images = TrainingImages(pixels, [0, 1], processor.image_mean, processor.image_std)
+    features = blip2.image_features(vlm.model, training_images)  # [1, images, 1 + patches, width]
+    prompt = load_vlm("mini-llava", trained / "vlm").prompt(QUESTION)
+    texts = blip2.without_image_token([Text(prompt, "circle", "b")])
+    tokenizer = load_vlm("mini-llava", trained / "vlm").processor.tokenizer
+    queries = vlm.model.config.num_query_tokens
+    encoded = llava.EncodedTexts(texts, {"a": 0, "b": 1}, tokenizer, features, queries)
+    inputs = vlm.process([images[1]], [vlm.prompt(QUESTION)])
+    ids, prompt_length = encoded.rows[0]
+    assert ids[:prompt_length] == inputs["input_ids"][0].tolist() and ids.count(tokenizer.image_token_id) == queries
+    with torch.inference_mode():
+        inference = vlm.model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+        training = blip2.trainable(vlm.model).project(encoded.image_features([0]))[0]
+    assert torch.allclose(inference, training, atol=1e-5)
+    assert isinstance(vlm.ask(images[0], QUESTION), str)
+
+
 def test_a_finished_stage_is_kept_and_another_configuration_is_refused(trained, figures_root):
     before = {file: file.stat().st_mtime_ns for file in trained.glob("*/*.safetensors")}
     pretrain(figures_root, trained)

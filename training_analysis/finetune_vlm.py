@@ -156,12 +156,14 @@ def main(args: Args) -> None:
         return
 
     # ---- build
+    from vlmclassifier.finetuning.collator import check_answers
     from vlmclassifier.finetuning.parts import Lora, checkpoint_activations, parameter_table, select_trained
     from vlmclassifier.vlm import load_vlm
 
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
     vlm.spec, vlm.pads_square = spec, args.pad_square
     vlm.resize_images(args.image_size)
+    check_answers(vlm, sorted(set(task.names)))
     lora = Lora(args.lora_rank, args.lora_alpha, args.lora_dropout)
     select_trained(vlm.model, args.train, lora, args.seed)
     if args.gradient_checkpointing:
@@ -382,9 +384,11 @@ def evaluations(args: Args, vlm: "VLM", task: Evaluation, held_out: "Dataset") -
 def next_command(args: Args, folder: Path) -> str:
     """What to run next."""
     wording = "caption" if args.captions else args.wording
+    given = "".join(f" --{name.replace('_', '-')} {getattr(args, name)}"
+                    for name in ("weights", "classes", "data_root") if getattr(args, name))  # fmt: skip
     asked = f" --wording {wording}" if wording != "base" else ""
     return (
-        f"Next: python main_results/classify_vlm.py --model {args.model} --benchmark {args.benchmark}{asked} "
+        f"Next: python main_results/classify_vlm.py --model {args.model} --benchmark {args.benchmark}{given}{asked} "
         f"--adapter {folder}/{'best' if args.held_out else 'last'}"
     )
 

@@ -192,7 +192,9 @@ def row_of(cell: Cell, answers: Sequence[str], names: Sequence[str]) -> dict[str
     }  # fmt: skip
     judged = [(answer, right) for answer, (_, _, right) in zip(answers, cell.items, strict=True) if right]
     is_right = [right.lower() in answer.lower() for answer, right in judged]
-    return row | {"right": 100 * sum(is_right) / len(is_right) if is_right else float("nan")}
+    low, high = wilson_interval(sum(is_right), len(is_right)) if is_right else (float("nan"),) * 2
+    share = sum(is_right) / len(is_right) if is_right else float("nan")
+    return row | {"right": 100 * share, "right_low": 100 * low, "right_high": 100 * high, "right_n": len(is_right)}
 
 
 if __name__ == "__main__":

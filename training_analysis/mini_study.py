@@ -4,9 +4,10 @@
     python training_analysis/mini_study.py --root outputs/my/seed-0 --benchmark my.jsonl --classes my.json
 
 Fine-tunes ROOT/checkpoints/vlm by finetune_vlm.py: the projector; projector and LoRA; the projector on a mixture with
-the instruction texts of its own training; with --captions the projector on captions. Each then classifies the test
-split. CLIP's linear probe has the same train images. Writes ROOT/training_analysis/NAME for every training and
-findings.csv.
+the instruction texts of its own training. Each then classifies the test split. CLIP's linear probe has the same train
+images. With --full also the projector on captions and by the two objectives over the class names, BLIP-2's Q-Former
+side (ROOT/checkpoints/blip), and lower learning rates; forgetting.py then asks all of them for the facts. Writes
+ROOT/training_analysis/NAME for every training and findings.csv.
 """
 
 import csv
@@ -31,6 +32,7 @@ from vlmclassifier.mini.findings import (
     write_findings,
 )
 from vlmclassifier.mini.study import (
+    BLIP,
     CLIP,
     PROCESSES,
     VLM,
@@ -54,16 +56,24 @@ from vlmclassifier.scoring.statistics import paired_difference
 
 paper = partial(paper_number, Path(__file__).parent / "paper.csv")
 # Set on seed 0 alone. The projector has AdamW at a high rate, since it is small and starts far from its goal.
-COMMON = ["--lora-rank", 16, "--lora-alpha", 32, "--lora-dropout", 0, "--batch-size", 64, "--lora-rate", 3e-3,
-          "--learning-rate", 4e-3, "--evaluated", 480]  # fmt: skip
-STEPS = {"lora": 260, "projector": 200, "mixture": 200, "captions": 200}
+COMMON = ["--lora-rank", 16, "--lora-alpha", 32, "--lora-dropout", 0, "--batch-size", 64, "--evaluated", 480]
+RATE, LORA_RATE = 4e-3, 3e-3
+STEPS = {"lora": 260, "blip": 400}  # of the others 200
 MIXED_SHARE = 0.5  # of the rows of the mixture that are instruction texts
+FACTS = 480  # images of each split that forgetting.py asks about
+FULL = ("names", "expected", "blip", "captions")  # only with --full
+OPTIONS = {
+    "lora": ["--train", "projector+lora"], "names": ["--objective", "names"], "expected": ["--objective", "expected"],
+    "blip": ["--train", "qformer", "--learning-rate", RATE / 2],
+}  # fmt: skip
 NAMES = {  # the longest first, so that two at a time end together
     "lora": "projector and LoRA", "projector": "projector", "mixture": "projector, mixture with instruction texts",
-    "captions": "projector, captions",
+    "captions": "projector, captions", "names": "projector, cross-entropy over the class names",
+    "expected": "projector, expected accuracy over the class names", "blip": "BLIP-2's Q-Former side",
 }  # fmt: skip
 PAPERS = {"projector": ("table3", "LLaVA1.5-7B", "projector"),
-          "mixture": ("section4", "LLaVA1.5-7B Finetuned on ImageNet+LLaVA", "open_world")}  # fmt: skip
+          "mixture": ("section4", "LLaVA1.5-7B Finetuned on ImageNet+LLaVA", "open_world"),
+          "blip": ("table3", "BLIP2-2.7B", "projector")}  # fmt: skip
 NEAR, CAPTIONS_NEAR, SPEARMAN_NEAR = 5, 3, 0.2  # F5: points to CLIP's probe, captions to rows; Spearman to CLIP's
 
 
@@ -75,8 +85,10 @@ class Args(StudyArgs):
     """Number of train images that are trained on, a tenth of them held out."""
     steps: int | None = None
     """Steps of every fine-tuning; default: the study's."""
-    captions: bool = False
-    """Also fine-tune on captions (part of the full study)."""
+    full: bool = False
+    """Also captions, the other objectives, BLIP-2, lower learning rates, and what each of them forgets."""
+    rates: tuple[float, ...] = (0.25, 0.1)
+    """With --full: the lower learning rates, as factors."""
     seed: int = 0
     """Seed of the order of the rows and of LoRA's start."""
 
@@ -86,18 +98,27 @@ def main(args: Args) -> None:
     cli.check_positive(limit=args.limit, train=args.train, batch_size=args.batch_size, steps=args.steps)
     out = args.root / "training_analysis"
     out.mkdir(parents=True, exist_ok=True)
-    names = [name for name in NAMES if name != "captions" or args.captions]
+    names = [name for name in NAMES if args.full or name not in FULL]
+    lower = {f"{name}-rate_{rate:g}": (name, rate) for name in ("lora", "projector") for rate in args.rates}
     with ThreadPoolExecutor(PROCESSES) as pool:
         jobs = [pool.submit(train_and_classify, args, name) for name in names]
         jobs.append(pool.submit(linear_probe, args))
+        if args.full:
+            jobs += [pool.submit(train, args, folder, *of) for folder, of in lower.items()]
+            jobs.append(pool.submit(classify, args, "blip-base", None))
         for job in jobs:
             job.result()
     hits = {name: read_hits(answers_folder(args, name)) for name in names}
+    if args.full:
+        hits["blip-base"] = read_hits(answers_folder(args, "blip-base"))
     hits["linear"] = read_hits(out / "clip-linear-held_out")
     hits["base"] = read_hits(answers_run(args.root, VLM, open_world(args.names)))
     hits["clip"] = read_hits(answers_run(args.root, CLIP, with_candidates(args.names, "all")))
     hits = common_images(hits)
-    findings = without_paper([*accuracies(args, hits), *frequencies(args, hits)], args.benchmark)
+    findings = [*accuracies(args, hits), *frequencies(args, hits)]
+    if args.full:
+        findings += forgetting(args, [name for name in names if name not in ("captions", "blip")], lower)
+    findings = without_paper(findings, args.benchmark)
     write_findings(findings, out / "findings.csv")
     print(f"\n{readable(findings)}\n\nWritten: {out / 'findings.csv'}. "
           f"Next: python training_analysis/table.py --outputs {out}")  # fmt: skip
@@ -105,9 +126,20 @@ def main(args: Args) -> None:
 
 def train_and_classify(args: Args, name: str) -> None:
     """One fine-tuning and the answers of its best weights; what is finished is left alone."""
+    train(args, name, name)
+    classify(args, name, args.root / "training_analysis" / name / "best")
+
+
+def model_options(args: Args, name: str) -> list:
+    """The model that a training is of, and the data."""
+    key, stage = (BLIP, "blip") if name.startswith("blip") else (VLM, "vlm")
+    return ["--model", key, "--weights", (args.root / "checkpoints" / stage).resolve(), *args.data_options()]
+
+
+def train(args: Args, folder: str, name: str, rate: float = 1.0) -> None:
+    """One fine-tuning into a folder; `rate`: factor of its learning rates."""
     out = args.root / "training_analysis"
-    data = ["--model", VLM, "--weights", (args.root / "checkpoints" / "vlm").resolve(), *args.data_options()]
-    options = ["--train", "projector+lora" if name == "lora" else "projector"]
+    options = ["--learning-rate", rate * RATE, "--lora-rate", rate * LORA_RATE, *OPTIONS.get(name, [])]
     if name == "captions":
         options += ["--captions", write_captions(args, out / "captions.jsonl").resolve()]
     if name == "mixture":
@@ -115,20 +147,22 @@ def train_and_classify(args: Args, name: str) -> None:
         rows = len(json.loads(texts.read_text(encoding="utf-8")))
         own = 0.9 * len(load_split(args, "train").examples)
         weight = own / rows * MIXED_SHARE / (1 - MIXED_SHARE)
-        options += [
-            "--mix",
-            f"{texts.resolve()}={weight:.4f}",
-            "--image-root",
-            load_split(args, "train").root.resolve(),
-        ]
-    log = out / f"{name}.log"
-    run_logged(log, ["training_analysis/finetune_vlm.py", *data, *options, *COMMON, "--limit", args.train, "--steps",
-                     args.steps or STEPS[name], "--seed", args.seed, "--out", (out / name).resolve()])  # fmt: skip
-    classify = ["main_results/classify_vlm.py", *data, "--adapter", (out / name / "best").resolve(), "--max-new-tokens",
-                16, "--batch-size", args.batch_size, "--out", answers_folder(args, name).resolve()]  # fmt: skip
-    classify += ["--limit", args.limit] if args.limit else []
-    classify += ["--wording", "caption"] if name == "captions" else []
-    run_logged(log, classify)
+        root = load_split(args, "train").root.resolve()
+        options += ["--mix", f"{texts.resolve()}={weight:.4f}", "--image-root", root]
+    run_logged(out / f"{folder}.log", ["training_analysis/finetune_vlm.py", *model_options(args, name), *COMMON,
+                                       *options, "--limit", args.train, "--steps", args.steps or STEPS.get(name, 200),
+                                       "--seed", args.seed, "--out", (out / folder).resolve()])  # fmt: skip
+
+
+def classify(args: Args, name: str, adapter: Path | None) -> None:
+    """The answers about the test split."""
+    log = args.root / "training_analysis" / f"{name}.log"
+    command = ["main_results/classify_vlm.py", *model_options(args, name), "--max-new-tokens", 16, "--batch-size",
+               args.batch_size, "--out", answers_folder(args, name).resolve()]  # fmt: skip
+    command += ["--adapter", adapter.resolve()] if adapter else []
+    command += ["--limit", args.limit] if args.limit else []
+    command += ["--wording", "caption"] if name == "captions" else []
+    run_logged(log, command)
 
 
 def load_split(args: Args, split: str):  # noqa: ANN201 - an Evaluation
@@ -182,14 +216,41 @@ def accuracies(args: Args, hits: dict[str, Hits]) -> list[Finding]:
             continue
         number = paper(*PAPERS[name]) if name in PAPERS else None
         rows.append(accuracy("F5", f"VLM fine-tuned: {words}", values(hits[name]), number))
-    best = chosen(args)
-    gap = paired_difference(linear, values(hits[best]))
-    rows.append(finding("F5", "CLIP's linear probe minus the best fine-tuning, chosen on train images", gap, None,
-                        verdict(gap.value <= NEAR)))  # fmt: skip
+    if "blip-base" in hits:
+        rows.append(accuracy("F5", "BLIP-2, zero-shot", values(hits["blip-base"])))
+    rows.append(near("CLIP's linear probe minus the best fine-tuning, chosen on train images", linear,
+                     values(hits[chosen(args)]), NEAR))  # fmt: skip
+    projector = values(hits["projector"])
     if "captions" in hits:
-        gap = paired_difference(values(hits["projector"]), values(hits["captions"]))
-        rows.append(finding("F5", "classification rows minus captions", gap, None, verdict(gap.value <= CAPTIONS_NEAR)))
+        rows.append(near("classification rows minus captions", projector, values(hits["captions"]), CAPTIONS_NEAR))
+    if "names" in hits:
+        rows.append(near("cross-entropy over the names minus generation", values(hits["names"]), projector, NEAR))
     return rows
+
+
+def near(what: str, one: Sequence[bool], other: Sequence[bool], points: float) -> Finding:
+    """A difference that is to be at most some points."""
+    gap = paired_difference(one, other)
+    return finding("F5", what, gap, None, verdict(gap.value <= points))
+
+
+def forgetting(args: Args, names: Sequence[str], lower: dict[str, tuple[str, float]]) -> list[Finding]:
+    """Right answers to questions about facts, of the model as it is and after every fine-tuning of it."""
+    out = (args.root / "training_analysis").resolve()
+    folders = {name: NAMES[name] for name in names}
+    folders |= {folder: f"{NAMES[name]}, {rate:g} of the learning rate" for folder, (name, rate) in lower.items()}
+    adapters = [out / folder / "last" for folder in folders]
+    run_logged(out / "forgetting.log", ["training_analysis/forgetting.py", *model_options(args, "vlm"), "--adapters",
+                                        *adapters, "--images", args.limit or FACTS, "--batch-size", args.batch_size,
+                                        "--out", out / "forgetting"])  # fmt: skip
+    with open(out / "forgetting" / "forgetting.csv", newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if (row["images"], row["questions"]) == ("new", "new")]
+    words = {"as it is": "before fine-tuning"} | {f"{folder}/last": text for folder, text in folders.items()}
+    return [
+        Finding("F5", f"facts of new images, right: {words[row['model']]}", float(row["right"]),
+                float(row["right_low"]), float(row["right_high"]), int(row["right_n"]), None, "")
+        for row in rows if row["right_n"] != "0"
+    ]  # fmt: skip
 
 
 def chosen(args: Args) -> str:

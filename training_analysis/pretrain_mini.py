@@ -5,10 +5,11 @@
     python training_analysis/pretrain_mini.py --benchmark my.jsonl --classes my.json --preset photos --minutes 10
 
 The language model is trained on texts about all classes; --frequency sets how often the texts about images name each
-class. Writes the checkpoints OUT/clip, OUT/lm and OUT/vlm (OUT/vlm-FREQUENCY for other frequencies than zipf), each
-with its training.json; the VLM's training texts in LLaVA's format (OUT/vlm-texts); and the training curves
-(OUT/curves.png). A finished stage is not trained again. The same seed gives the same weights. Only the train split is
-used, until --evaluate compares the models on the test split at the very end.
+class. Writes the checkpoints OUT/clip, OUT/lm and OUT/vlm (OUT/vlm-FREQUENCY for other frequencies than zipf), with
+--stages blip a BLIP-2 on the same texts in OUT/blip, each with its training.json; the VLM's training texts in LLaVA's
+format (OUT/vlm-texts); and the training curves (OUT/curves.png). A finished stage is not trained again. The same seed
+gives the same weights. Only the train split is used, until --evaluate compares the models on the test split at the very
+end.
 """
 
 import hashlib
@@ -20,9 +21,9 @@ from vlmclassifier import cli
 from vlmclassifier.arguments import BenchmarkName
 from vlmclassifier.benchmarks import check_files, class_names, data_root, find_benchmark, find_manifest, load_examples
 from vlmclassifier.mini.corpus import class_list_spec, plane_figures_spec
-from vlmclassifier.mini.recipes import RECIPES
+from vlmclassifier.mini.recipes import BLIP_RECIPES, RECIPES
 from vlmclassifier.mini.reports import accuracy_table, draw_curves, test_examples
-from vlmclassifier.mini.stages import STAGES, Training, train_in_parallel, train_vlm
+from vlmclassifier.mini.stages import STAGES, Training, train_blip, train_in_parallel, train_vlm
 from vlmclassifier.mini.time_budget import fit_steps, read_fitted_steps
 from vlmclassifier.paths import OUTPUTS
 from vlmclassifier.records import UserError
@@ -37,8 +38,8 @@ class Args:
     """Folder that the manifest's image paths start from; default: the entry in paths.toml, else the project."""
     preset: Literal["figures", "photos", "smoke"] = "figures"
     """figures: generated images, no augmentation; photos: few images, augmented; smoke: a few steps only."""
-    stages: tuple[Literal["clip", "lm", "vlm"], ...] = ("clip", "lm", "vlm")
-    """Stages to train; vlm needs the other two."""
+    stages: tuple[Literal["clip", "lm", "vlm", "blip"], ...] = ("clip", "lm", "vlm")
+    """Stages to train; vlm (LLaVA) and blip (BLIP-2) need the first two."""
     frequency: str = "zipf"
     """How often texts name each class: zipf (ranks drawn by the seed), permuted (other ranks), uniform (always), or a
     FILE.json {class: share of its images}."""
@@ -73,24 +74,26 @@ def main(args: Args) -> None:
     check_arguments(args)
     training = build_training(args)
     # Errors in the frequencies or in the test split must not appear after minutes of training.
-    if "vlm" in args.stages:
+    if {"vlm", "blip"} & {*args.stages}:
         training.label_assignment()
     if args.evaluate:
         test_examples(training, args.benchmark, args.classes)
     fitted_training = read_fitted_steps(training, args.minutes) if args.minutes else None
     if fitted_training is not None:
         training = fitted_training
-    pending = [stage for stage in STAGES if stage in args.stages and not training.finished(stage)]
-    if "vlm" in pending:
+    pending = [stage for stage in (*STAGES, "blip") if stage in args.stages and not training.finished(stage)]
+    if {"vlm", "blip"} & {*pending}:
         for needed in ("clip", "lm"):
             if needed not in args.stages and not training.finished(needed):
                 raise UserError(f"{training.folder(needed)} does not exist: add {needed} to --stages.")
 
     if pending and args.minutes and fitted_training is None:
         training = fit_steps(training, args.minutes)
-    train_in_parallel(training, [stage for stage in pending if stage != "vlm"])
+    train_in_parallel(training, [stage for stage in pending if stage in ("clip", "lm")])
     if "vlm" in pending:
         train_vlm(training)
+    if "blip" in pending:
+        train_blip(training)
 
     curves = draw_curves(training.out)
     for stage in args.stages:
@@ -141,7 +144,8 @@ def build_training(args: Args) -> Training:
     )
     out = args.out or OUTPUTS / benchmark.key / f"seed-{args.seed}" / "checkpoints"
     manifest = hashlib.sha256(find_manifest(benchmark, root).read_bytes()).hexdigest()
-    return Training(tuple(examples), root, manifest, corpus, recipe, args.frequency, args.tokenizer, args.seed, out)
+    return Training(tuple(examples), root, manifest, corpus, recipe, args.frequency, args.tokenizer, args.seed, out,
+                    BLIP_RECIPES[args.preset])  # fmt: skip
 
 
 if __name__ == "__main__":

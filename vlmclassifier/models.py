@@ -79,6 +79,7 @@ MODELS = {
         ModelSpec("vit-b-16", "clip", "torchvision/vit_b_16", benchmarks=("imagenet",)),
         # Trained from scratch by training_analysis/pretrain_mini.py.
         ModelSpec("mini-llava", "vlm", None, None, "llava", "llava-1.5", ""),
+        ModelSpec("mini-blip2", "vlm", None, None, "blip-2", "mini-blip", ""),
         ModelSpec("mini-clip", "clip", None),
     )
 }  # fmt: skip

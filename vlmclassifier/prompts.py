@@ -36,6 +36,7 @@ TEMPLATES = {
     ),
     "llava-next-mistral": "[INST] <image>\n{question}[/INST]{thought}",
     "blip": "Question: {question}{thought} Answer:",
+    "mini-blip": "USER: {question}\nASSISTANT:{thought}",  # of pretrain_mini.py's BLIP-2, whose image comes first
     "paligemma": "<image>answer en {question}{thought}",  # the form that the mix checkpoints were trained on
 }
 THOUGHT = " Let's think step by step."

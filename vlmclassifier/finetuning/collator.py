@@ -57,6 +57,13 @@ def encode_row(vlm: VLM, row: Mapping[str, Any], suffix: str = "") -> Encoded:
     return Encoded(prompt, ids, is_label)
 
 
+def check_answers(vlm: VLM, answers: Sequence[str]) -> None:
+    """Raise UserError for an answer that the tokenizer has no tokens for."""
+    for answer in answers:
+        if not answer_ids(vlm.processor.tokenizer, vlm.prompt("What?", image=False), answer):
+            raise UserError(f"The class name {answer!r} has no tokens for {vlm.spec.key}: rename it.")
+
+
 def end_token(vlm: VLM) -> int:
     """The token that ends an answer: the tokenizer's, which generation stops at."""
     return vlm.processor.tokenizer.eos_token_id

@@ -1,10 +1,11 @@
 """A mini LLaVA: `LlavaForConditionalGeneration` on the mini CLIP's vision encoder, trained in LLaVA's two stages."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPImageProcessor,
     CLIPModel,
@@ -90,9 +91,13 @@ class EncodedTexts:
     """
 
     def __init__(
-        self, texts: Sequence[Text], image_rows: Mapping[str, int], tokenizer: PreTrainedTokenizerFast, features: Tensor
-    ) -> None:
-        """`image_rows`: image id -> its index in `features`, [views, images, patches, width]."""
+        self, texts: Sequence[Text], image_rows: Mapping[str, int], tokenizer: PreTrainedTokenizerFast,
+        features: Tensor, image_tokens: int | None = None,
+    ) -> None:  # fmt: skip
+        """`image_rows`: image id -> its index in `features`, [views, images, patches, width].
+
+        `image_tokens`: how many of them stand before a prompt; default: one for each patch, where its image token is.
+        """
         image_token = tokenizer.image_token_id
         views, _, patches, _ = features.shape
         self.features = features
@@ -103,9 +108,12 @@ class EncodedTexts:
             if text.image is None:
                 self.view_and_image.append(None)
             else:  # the template has one image token, the model needs one for each patch
-                position = ids.index(image_token)
-                ids = ids[:position] + [image_token] * patches + ids[position + 1 :]
-                prompt_length += patches - 1
+                if image_tokens:
+                    ids, prompt_length = [image_token] * image_tokens + ids, prompt_length + image_tokens
+                else:
+                    position = ids.index(image_token)
+                    ids = ids[:position] + [image_token] * patches + ids[position + 1 :]
+                    prompt_length += patches - 1
                 self.view_and_image.append((uses[text.image] % views, image_rows[text.image]))
                 uses[text.image] += 1
             self.rows.append((ids, prompt_length))
@@ -122,41 +130,58 @@ class EncodedTexts:
         return self.features[views, images] if images else None
 
 
+class Trainable(NamedTuple):
+    """The parts of a vision-language model whose image features are computed once."""
+
+    project: Callable[[Tensor], Tensor]  # features of the vision encoder -> embeddings [images, image tokens, width]
+    projectors: Sequence[nn.Module]
+    language_model: nn.Module
+    lm_head: nn.Linear
+    image_token: int
+    pad: int
+    name: str  # of the progress bar
+
+
+def trainable(model: LlavaForConditionalGeneration) -> Trainable:
+    """The parts of a LLaVA."""
+    base = model.model
+    return Trainable(base.multi_modal_projector, [base.multi_modal_projector], base.language_model, model.lm_head,
+                     model.config.image_token_id, model.config.text_config.pad_token_id, "LLaVA")  # fmt: skip
+
+
 def train_stage(
-    model: LlavaForConditionalGeneration, texts: EncodedTexts, stage: str, recipe: VlmRecipe, seed: int
-) -> list[float]:
+    model: nn.Module, parts: Trainable, texts: EncodedTexts, stage: str, recipe: VlmRecipe, seed: int
+) -> list[float]:  # fmt: skip
     """Train one stage and return the loss per predicted token of every step.
 
     `stage`: "pretrain" trains the projector only, "instruct" the language model, too.
     """
-    base_model, lm_head, image_token = model.model, model.lm_head, model.config.image_token_id
     model.requires_grad_(False)
     if stage == "pretrain":
-        trained_modules = [base_model.multi_modal_projector]
+        trained_modules = list(parts.projectors)
         steps, muon_lr, adamw_lr = recipe.pretrain_steps, recipe.pretrain_lr, recipe.pretrain_lr
     else:
-        trained_modules = [base_model.multi_modal_projector, base_model.language_model, lm_head]
+        trained_modules = [*parts.projectors, parts.language_model, parts.lm_head]
         steps, muon_lr, adamw_lr = recipe.steps, recipe.muon_lr, recipe.adamw_lr
     for module in trained_modules:
         module.requires_grad_(True)
     optimisation = Optimisation(trained_modules, muon_lr, adamw_lr)
     batches = length_batches([len(ids) for ids, _ in texts.rows], recipe.batch, steps, seed)
-    pad = model.config.text_config.pad_token_id
 
     def summed_loss(part: Sequence[int]) -> Tensor:
-        input_ids, labels = collate([texts.rows[row] for row in part], pad)  # [rows, tokens]
-        embeds = base_model.language_model.embed_tokens(input_ids)  # [rows, tokens, width]
+        input_ids, labels = collate([texts.rows[row] for row in part], parts.pad)  # [rows, tokens]
+        embeds = parts.language_model.embed_tokens(input_ids)  # [rows, tokens, width]
         features = texts.image_features(part)
         if features is not None:
-            is_image = (input_ids == image_token)[..., None]  # [rows, tokens, 1]
-            embeds = embeds.masked_scatter(is_image, base_model.multi_modal_projector(features))
-        hidden_states = base_model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        return next_token_loss(hidden_states, labels, lm_head)
+            is_image = (input_ids == parts.image_token)[..., None]  # [rows, tokens, 1]
+            embeds = embeds.masked_scatter(is_image, parts.project(features))
+        hidden_states = parts.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        return next_token_loss(hidden_states, labels, parts.lm_head)
 
     def step(number: int) -> float:
         return optimisation.backward_batch(summed_loss, batches[number], texts.predicted_tokens)
 
-    losses = optimisation.run(step, steps, f"LLaVA, {stage}")
+    losses = optimisation.run(step, steps, f"{parts.name}, {stage}")
     model.requires_grad_(True)
     return losses
 

@@ -60,6 +60,17 @@ class VlmRecipe:
 
 
 @dataclass(frozen=True)
+class BlipRecipe:
+    """What the mini BLIP-2 has beyond the mini LLaVA's recipe, whose texts, steps and rates it shares."""
+
+    vision_steps: int = 160
+    vision_batch: int = 128
+    vision_lr: float = 1e-3
+    layers: int = 2  # of the Q-Former
+    queries: int = 8
+
+
+@dataclass(frozen=True)
 class NamingRecipe:
     """How often texts name a class of frequency rank r = 0, 1, ...
 
@@ -99,3 +110,4 @@ RECIPES = {
         vlm=VlmRecipe(images=20, pretrain_steps=5, steps=20),
     ),
 }  # fmt: skip
+BLIP_RECIPES = {preset: BlipRecipe() for preset in RECIPES} | {"smoke": BlipRecipe(vision_steps=5)}

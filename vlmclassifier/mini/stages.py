@@ -27,7 +27,7 @@ from vlmclassifier.mini.corpus import (
     naming_shares,
     vocabulary_texts,
 )
-from vlmclassifier.mini.recipes import Recipe
+from vlmclassifier.mini.recipes import BlipRecipe, Recipe
 from vlmclassifier.models import MINIATURE
 from vlmclassifier.records import Example, UserError
 from vlmclassifier.runs.provenance import versions
@@ -49,6 +49,7 @@ class Training:
     tokenizer: str  # words or bpe
     seed: int
     out: Path
+    blip: BlipRecipe = BlipRecipe()
 
     def folder(self, stage: str) -> Path:
         """Return the checkpoint folder of a stage. Every frequency except zipf has a VLM folder of its own."""
@@ -61,7 +62,7 @@ class Training:
     def config(self, stage: str) -> dict:
         """Return everything that decides the weights of a stage."""
         recipe = asdict(self.recipe)
-        common = {"stage": stage, "classes": list(self.corpus.names), "seed": self.seed, "recipe": recipe[stage]}
+        common = {"stage": stage, "classes": list(self.corpus.names), "seed": self.seed, "recipe": recipe.get(stage)}
         if stage == "clip":
             return common | {"manifest": self.manifest, "size": self.recipe.size}
         if stage == "lm":
@@ -70,7 +71,8 @@ class Training:
             sample = [language_text(number, self.corpus, self.seed) for number in range(200)]
             texts = hashlib.sha256(repr(sample).encode()).hexdigest()
             return common | {"facts": facts, "tokenizer": self.tokenizer, "texts": texts}
-        return common | {
+        blip = {"recipe": recipe["vlm"], "blip": asdict(self.blip)} if stage == "blip" else {}
+        return common | blip | {
             "naming": recipe["naming"], "shares": self.shares(),
             "from": {other: _hash(self.config(other)) for other in ("clip", "lm")},
         }  # fmt: skip
@@ -235,7 +237,9 @@ def train_vlm(training: Training) -> None:
     for stage in ("pretrain", "instruct"):
         texts[stage] = stage_texts(training, examples, assignment, stage)
         encoded_texts = llava.EncodedTexts(texts[stage], image_rows, tokenizer, features)
-        losses[stage] = llava.train_stage(model, encoded_texts, stage, recipe, training.seed)
+        losses[stage] = llava.train_stage(
+            model, llava.trainable(model), encoded_texts, stage, recipe, training.seed
+        )  # fmt: skip
     processor = llava.build_processor(model, image_processor(training.recipe.size), tokenizer)
     named_share = llava.share_of_replies_with_a_name(model, processor, images, training.corpus.names)
     if named_share < 0.5:
@@ -246,6 +250,33 @@ def train_vlm(training: Training) -> None:
     write_texts(training, texts, assignment, examples)
     record = {"losses": losses, "replies_with_a_name": named_share}
     training.save("vlm", [model, processor], record, time.monotonic() - start)
+
+
+def train_blip(training: Training) -> None:
+    """Train BLIP-2 on CLIP's features, the language model and LLaVA's texts, and save it."""
+    import torch
+    from transformers import AutoTokenizer, CLIPModel, LlamaForCausalLM
+
+    from vlmclassifier.mini import blip2, llava
+
+    start, recipe, seed = time.monotonic(), training.recipe.vlm, training.seed
+    clip = CLIPModel.from_pretrained(training.folder("clip"))
+    lm = LlamaForCausalLM.from_pretrained(training.folder("lm"))
+    tokenizer = AutoTokenizer.from_pretrained(training.folder("lm"))
+    torch.manual_seed(seed)
+    model = blip2.build_blip2(clip, lm, tokenizer, training.blip)
+    examples = first_images_per_class(training.examples, recipe.images)
+    images = load_training_images(training, examples)
+    losses = {"vision": blip2.train_vision(model, clip, images, training.blip, seed)}
+    features = blip2.image_features(model, images)  # [1, images, 1 + patches, width]
+    image_rows = {example.id: row for row, example in enumerate(examples)}
+    assignment = training.label_assignment()
+    for stage in ("pretrain", "instruct"):
+        texts = blip2.without_image_token(stage_texts(training, examples, assignment, stage))
+        encoded_texts = llava.EncodedTexts(texts, image_rows, tokenizer, features, training.blip.queries)
+        losses[stage] = llava.train_stage(model, blip2.trainable(model), encoded_texts, stage, recipe, seed)
+    processor = blip2.build_processor(tokenizer, training.recipe.size, training.blip.queries)
+    training.save("blip", [model, processor], {"losses": losses}, time.monotonic() - start)
 
 
 def first_images_per_class(examples: Sequence[Example], count: int) -> list[Example]:

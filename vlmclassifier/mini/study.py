@@ -19,7 +19,7 @@ from vlmclassifier.runs import read_run
 from vlmclassifier.scoring.metrics import Answers
 
 PROCESSES = 2
-VLM, CLIP = "mini-llava", "mini-clip"
+VLM, CLIP, BLIP = "mini-llava", "mini-clip", "mini-blip2"
 
 # Image id -> its label, and whether the answer is correct by the paper's metric.
 Hits = dict[str, tuple[str, bool]]
