@@ -6,9 +6,10 @@
 
 Works offline: the large model is built on the device with random weights (real widths and layers, 576 image tokens),
 and its images are noise. The last line is one JSON object, which is also written to --out: device, versions, answers
-(the shares of equal answers, by model), throughput (images and new tokens per second and peak_gib, by batch size; "out
-of memory" if a batch does not fit). The next tokens of a miniature have similar probabilities, so rounding changes its
-answers far more often than those of a trained model.
+(the shares of equal answers, by model), training (the largest relative difference of a step's loss from the CPU's in
+float32), throughput (images and new tokens per second and peak_gib, by batch size; "out of memory" if a batch does not
+fit). The next tokens of a miniature have similar probabilities, so rounding changes its answers far more often than
+those of a trained model. The step time of fine-tuning: scripts/bench/bench_training.py --size 7b --device cuda.
 """
 
 import importlib.metadata
@@ -18,6 +19,8 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from gpu_check_training import check_training
 
 from vlmclassifier import cli
 from vlmclassifier.paths import OUTPUTS
@@ -43,6 +46,8 @@ class Args:
     """New tokens per image in the measurement of the throughput; no answer ends earlier."""
     repeats: int = 3
     """Measurements per batch size; the median is reported."""
+    training: bool = True
+    """Also train a miniature on the device, and sharded by FSDP2 (and DeepSpeed where it is installed)."""
     smoke: bool = False
     """Run the same steps on the CPU, with a small model instead of the 7B model."""
     seed: int = 0
@@ -67,6 +72,9 @@ def main(args: Args) -> None:
         "answers": compare_answers(args, device),
         "throughput": {},
     }
+    if args.training:
+        with tempfile.TemporaryDirectory() as folder:
+            record["training"] = check_training(Path(folder), device)
     write_record(record, args.out)
     try:
         model = build_llava_7b(args, device)

@@ -81,7 +81,7 @@ def test_the_gpu_check_runs_all_steps_on_a_cpu(tmp_path):
     """The steps include the shares of equal answers between dtypes and batch sizes, by model family."""
     out = tmp_path / "check.json"
     flags = ["--smoke", "--models", "llava-1.5-7b", "qwen3-vl-8b", "--images", "4", "--batch-sizes", "1", "3",
-             "--new-tokens", "2", "--repeats", "1"]  # fmt: skip
+             "--new-tokens", "2", "--repeats", "1", "--no-training"]  # fmt: skip
     done = run_script("bash", "scripts/gpu_check.sh", *flags, "--out", out)
     record = json.loads(done.stdout.strip().splitlines()[-1])
     assert record == json.loads(out.read_text()) and record["device"] == "cpu"
@@ -90,6 +90,13 @@ def test_the_gpu_check_runs_all_steps_on_a_cpu(tmp_path):
         assert shares["float32"] == 1.0  # the same device and dtype
         assert all(0 <= share <= 1 for share in shares.values()) and len(shares) == 4
     assert all(record["throughput"][size]["images_per_second"] > 0 for size in ("1", "3"))
+
+
+@pytest.mark.slow
+def test_the_gpu_check_trains(tmp_path):
+    found = script("scripts/gpu_check_training.py").check_training(tmp_path, "cpu")
+    assert found.pop("float32") == 0 and 0 < found.pop("bfloat16") < 0.01
+    assert found == {"fsdp2": "not measured", "zero2": "not measured"}  # these need GPUs
 
 
 def test_the_gpu_check_requires_a_gpu():
