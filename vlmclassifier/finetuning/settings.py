@@ -32,8 +32,11 @@ def paper_epochs(train: str, benchmark: str) -> int:
 def deviations(config: Mapping[str, Any]) -> list[str]:
     """In what a training differs from the paper's, as tags; `config`: that of its training.json."""
     is_qformer = config["train"] == "qformer"
-    found = [f"{name} {config[name]}" for name, value in (QFORMER if is_qformer else PAPER).items()
-             if config[name] != value]  # fmt: skip
+    found = []
+    for name, value in (QFORMER if is_qformer else PAPER).items():
+        own = config[name]
+        if own != value and (name != "lora_rate" or config["lora"]):
+            found.append(f"{name} {own:g}" if isinstance(own, float) else f"{name} {own}")
     benchmark = BENCHMARKS.get(config["benchmark"])
     papers = benchmark.paper_rows.get("train") if benchmark else None
     if papers and config["train_images"] != papers:
