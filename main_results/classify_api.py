@@ -52,7 +52,9 @@ class Args(PromptArgs, DataArgs):
     temperature: float | None = None
     """Sampling temperature; default: the server's own, as in the paper's code. Some models take no other."""
     max_side: int = 1024
-    """Images are sent as JPEG with the longer side at most this many pixels."""
+    """Images are sent with the longer side at most this many pixels."""
+    image_format: Literal["jpeg", "png"] = "jpeg"
+    """png: without loss, several times larger."""
     concurrency: int = 16
     """Calls at a time, at most 256."""
     timeout: float = 120.0
@@ -161,9 +163,10 @@ def setting_run(args: Args, spec: ModelSpec, task: Evaluation, setting: PromptSe
         "classify_api", "api", spec, task, args.limit, setting=setting, tags=tags, provider=spec.provider,
         model_id=spec.source, base_url=args.base_url, max_new_tokens=args.max_new_tokens,
         temperature=args.temperature, max_side=args.max_side, reasoning_effort=args.reasoning_effort,
+        **({} if args.image_format == "jpeg" else {"image_format": args.image_format}),
     )  # fmt: skip
     folder = run_folder(args.out, "main_results", args.name or run_name(spec, task), setting.name, several)
-    return SettingRun(setting, task, config, folder, args.max_side)
+    return SettingRun(setting, task, config, folder, args.max_side, args.image_format)
 
 
 def finish(run: "SettingRun", prices: Sequence[float] | None, from_batch: bool, accept_unanswered: bool) -> None:

@@ -20,9 +20,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpu_check_training import check_training
-
 from vlmclassifier import cli
+from vlmclassifier.finetuning.gpu_check import check_training
 from vlmclassifier.paths import OUTPUTS
 from vlmclassifier.records import UserError
 

@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         key = (self.headers.get("x-goog-api-key") or self.headers.get("x-api-key")
                or self.headers.get("Authorization", "").removeprefix("Bearer "))  # fmt: skip
         question, jpeg = parts_of(body)
-        image = hashlib.sha256(jpeg).hexdigest()[:12]
+        image = hashlib.sha256(jpeg or question.encode()).hexdigest()[:12]  # of a question without image: its text
         with state.lock:
             state.keys.add(key)
             state.questions[image] = question
@@ -149,12 +149,14 @@ def parts_of(body: dict) -> tuple[str, bytes]:
     """The question and the image of a request in any of the three formats."""
     if "contents" in body:
         parts = body["contents"][0]["parts"]
-        data = next(part["inlineData"]["data"] for part in parts if "inlineData" in part)
+        data = next((part["inlineData"]["data"] for part in parts if "inlineData" in part), "")
         data += "=" * (-len(data) % 4)
         return parts[0]["text"], b64decode(data.replace("-", "+").replace("_", "/"))
     content = body["messages"][0]["content"]
     text = next(part["text"] for part in content if part["type"] == "text")
-    image = next(part for part in content if part["type"] != "text")
+    image = next((part for part in content if part["type"] != "text"), None)
+    if image is None:
+        return text, b""
     data = image["source"]["data"] if "source" in image else image["image_url"]["url"].split(",", 1)[1]
     return text, b64decode(data)
 

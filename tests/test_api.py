@@ -10,7 +10,7 @@ from api_server import KEY, Server
 from conftest import noise
 from PIL import Image
 
-from vlmclassifier.api import Settings, TransientError, check_base_url, encode_jpeg, load_api
+from vlmclassifier.api import Settings, TransientError, check_base_url, encode_image, load_api
 from vlmclassifier.api.batches import custom_id, read_batch, write_batches
 from vlmclassifier.api.concurrency import MAX_CONSECUTIVE_FAILURES, FailureTracker, run_in_threads
 from vlmclassifier.api.costs import Usage, estimated_usage, image_tokens, recorded_usage
@@ -18,7 +18,7 @@ from vlmclassifier.models import find_api
 from vlmclassifier.records import Prediction, Reply, UserError, prediction_from_line, to_line
 
 PROVIDERS = ("openai", "anthropic", "google")
-JPEG = encode_jpeg(noise((60, 40)), 1000)
+JPEG = encode_image(noise((60, 40)), 1000)
 
 
 @pytest.fixture(params=PROVIDERS)
@@ -292,7 +292,7 @@ def test_half_a_surrogate_pair_is_recorded(provider):
 
 @pytest.mark.parametrize(("size", "sent_size"), [((900, 600), (300, 200)), ((30, 20), (30, 20))])
 def test_images_are_shrunk_to_the_limit_and_never_enlarged(size, sent_size):
-    jpeg = encode_jpeg(Image.new("RGB", size), 300)
+    jpeg = encode_image(Image.new("RGB", size), 300)
     assert Image.open(io.BytesIO(jpeg)).size == sent_size
 
 

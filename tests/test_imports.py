@@ -24,6 +24,7 @@ LAYERS = [
         "runs",
         "scoring",
         "counting",
+        "questions",
         "tables",
         "importing",
         "preparing",
@@ -31,7 +32,7 @@ LAYERS = [
         "plane_figures",
     },
     {"finite", "devices", "vlm", "clip", "api"},
-    {"ranking", "probing", "finetuning", "checkpoints", "tiny", "mini"},
+    {"ranking", "probing", "finetuning", "checkpoints", "tiny", "mini", "answering", "asking"},
 ]
 HEAVY = {"torch", "transformers", "open_clip", "torchvision", "scipy", "pandas", "timm", "matplotlib"}
 SECTIONS = [

@@ -282,7 +282,7 @@ def setup(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("canary", BUGS, ids=lambda canary: canary.__name__)
-def test_a_canary_sings_and_falls_silent_with_its_bug(canary, setup, monkeypatch):
+def test_a_canary_fails_when_its_bug_is_put_back(canary, setup, monkeypatch):
     canary(setup)
     BUGS[canary](monkeypatch)
     with pytest.raises((AssertionError, RuntimeError)):
@@ -291,7 +291,7 @@ def test_a_canary_sings_and_falls_silent_with_its_bug(canary, setup, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("canary", BUGS, ids=lambda canary: canary.__name__)
-def test_no_other_canary_falls_silent(canary, setup, monkeypatch):
+def test_no_other_canary_fails(canary, setup, monkeypatch):
     BUGS[canary](monkeypatch)
     for other in BUGS:
         if other is not canary:

@@ -27,33 +27,34 @@ def example(vlm, row, end=None):
     return {"images": [Image.open(row["image"]).convert("RGB")], "prompt": begin + prompt, "completion": completion}
 
 
-def trainer_of(vlm, rows, folder):
+def trainer_of(vlm, rows, folder, size=4):
     from datasets import Dataset
 
-    options = trl.SFTConfig(str(folder), report_to=[], use_cpu=True, max_length=None, gradient_checkpointing=False,
-                            bf16=False, disable_tqdm=True)  # fmt: skip
+    options = trl.SFTConfig(
+        str(folder), report_to=[], use_cpu=True, max_length=None, gradient_checkpointing=False, bf16=False,
+        disable_tqdm=True, per_device_train_batch_size=size, gradient_accumulation_steps=4 // size, max_steps=1,
+        learning_rate=0.0, logging_steps=1, save_strategy="no",
+    )  # fmt: skip
     data = Dataset.from_list([example(vlm, row) for row in rows])
     return trl.SFTTrainer(vlm.model, options, train_dataset=data, processing_class=vlm.processor)
 
 
-@pytest.mark.parametrize("key", ["llava-1.5-7b", "qwen3-vl-8b", "internvl3-8b"])
+@pytest.mark.parametrize("key", ["llava-1.5-7b", "internvl3-8b"])
 def test_the_loss_is_that_of_trl(key, tiny, tmp_path):
     """Over several divisions of a step."""
     setup = Setup(tiny, tmp_path)
     vlm = setup.vlm(key)
     parts.select_trained(vlm.model, "projector", LORA)
-    trainer = trainer_of(vlm, setup.rows, tmp_path / "trl")
-    vlm.model.eval()
     batch = Collator(vlm)(setup.rows)
     items = (batch["labels"] != IGNORED).sum()
+    vlm.model.eval()
     with torch.no_grad():
         ours = (row_losses(vlm.model, batch).sum() / items).item()
-        for size in (4, 2, 1):
-            losses = []
-            for start in range(0, 4, size):
-                theirs = trainer.data_collator([example(vlm, row) for row in setup.rows[start : start + size]])
-                losses.append(trainer.compute_loss(vlm.model, theirs, num_items_in_batch=items).item())
-            assert sum(losses) == pytest.approx(ours, rel=1e-5)
+    for size in (4, 2, 1):  # of a step of four rows of different lengths
+        trainer = trainer_of(vlm, setup.rows, tmp_path / "trl", size)
+        trainer.train()
+        (loss,) = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert loss == pytest.approx(ours, rel=1e-5)
 
 
 def test_where_trl_differs(tiny, tmp_path):

@@ -94,7 +94,9 @@ def test_the_gpu_check_runs_all_steps_on_a_cpu(tmp_path):
 
 @pytest.mark.slow
 def test_the_gpu_check_trains(tmp_path):
-    found = script("scripts/gpu_check_training.py").check_training(tmp_path, "cpu")
+    from vlmclassifier.finetuning.gpu_check import check_training
+
+    found = check_training(tmp_path, "cpu")
     assert found.pop("float32") == 0 and 0 < found.pop("bfloat16") < 0.01
     assert found == {"fsdp2": "not measured", "zero2": "not measured"}  # these need GPUs
 

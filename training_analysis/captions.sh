@@ -21,7 +21,7 @@ for benchmark in "${BENCHMARKS[@]}"; do
         --benchmark "$benchmark" --out "$captions" ${ROWS:+--limit "$ROWS"} "${CAPTION_ARGS[@]}"
     [ -f "$captions" ] || continue
     for model in $MODELS; do
-        NAME=captions ASKED=caption finetune "$model" "$benchmark" projector --captions "$captions"
+        NAME=captions WORDING= ANSWER_WORDING=caption finetune "$model" "$benchmark" projector --captions "$captions"
     done
 done
 finish training_analysis/table.py

@@ -6,8 +6,8 @@ read -ra MORE <<< "${MORE:-}"
 start() { # a script with its arguments, under accelerate's launcher where GPUS names several processes
     if [ "${GPUS:-1}" -gt 1 ]; then
         run "$1" -m accelerate.commands.launch --num_processes "$GPUS" "${@:2}"
-    else
-        run "$1" "${@:2}"
+    else  # one process uses one GPU
+        CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} run "$1" "${@:2}"
     fi
 }
 
@@ -16,7 +16,7 @@ is_trained() { # a folder: weights of a training that stopped in between are not
 }
 
 finetune() { # model, benchmark, --train, then further options; NAME adds to the folder's name, WORDING is the question
-    # of both scripts, ASKED that of the second alone
+    # of both scripts, ANSWER_WORDING that of the second alone
     local model=$1 benchmark=$2 train=$3 name=$1-$2-$3${NAME:+-$NAME} weights
     shift 3
     start "$name" training_analysis/finetune_vlm.py --model "$model" --benchmark "$benchmark" --train "$train" \
@@ -27,6 +27,6 @@ finetune() { # model, benchmark, --train, then further options; NAME adds to the
         [ -d "$home/$name/$weights" ] || continue
         run "$name/$weights" main_results/classify_vlm.py --model "$model" --benchmark "$benchmark" \
             --adapter "$home/$name/$weights" --out "$home/$name-$weights-answers" \
-            ${ASKED:+--wording "$ASKED"} ${WORDING:+--wording "$WORDING"} "${COMMON[@]}"
+            ${ANSWER_WORDING:+--wording "$ANSWER_WORDING"} ${WORDING:+--wording "$WORDING"} "${COMMON[@]}"
     done
 }

@@ -311,7 +311,7 @@ def report_tower(args: Args, train: Features, test: Features, folder: Path, rows
 def training_tags(args: Args, train: Features, test: Features, setting: str) -> list[str]:
     """In what a training differs from the paper's, as tags."""
     benchmark = BENCHMARKS.get(test.config["benchmark"])
-    papers = benchmark.paper_rows.get("train") if benchmark else None
+    papers = benchmark.train_images if benchmark else None
     tags = [f"{len(train.rows):,} of {papers:,} train images"] if papers not in (None, len(train.rows)) else []
     default = epochs_of(replace(args, epochs=None), test)
     tags += [f"{args.epochs} epochs"] if args.epochs not in (None, default) else []

@@ -28,6 +28,7 @@ from vlmclassifier.arguments import DataArgs, ModelArgs
 from vlmclassifier.benchmarks import BENCHMARKS, Evaluation, find_benchmark
 from vlmclassifier.finetuning.settings import (
     accumulated_parts,
+    captioner_of,
     deviations,
     digest,
     mixed_files,
@@ -143,13 +144,15 @@ def main(args: Args) -> None:
     from vlmclassifier.devices import resolve_device, resolve_dtype  # seconds of torch
     from vlmclassifier.finetuning.data import export_conversations
 
-    rows, held_out = training_rows(args, task)
+    rows, held_out, own_count = training_rows(args, task)
     if args.export:
         export_conversations(rows, args.export)
         print(f"{len(rows)} rows in LLaVA's format: {args.export}")
         return
-    dtype = resolve_dtype(args.dtype, resolve_device(args.device))
-    config = configuration(args, spec, task, checkpoint, dtype)
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
+    check_gpus(str(device))
+    config = configuration(args, spec, task, checkpoint, dtype) | {"train_images": own_count}
     tags = checkpoint_tags(spec, checkpoint)
     if is_finished(folder, config, tags):
         print(f"{folder} is trained. {next_command(args, folder)}")
@@ -236,6 +239,16 @@ def check_numbers(args: Args) -> None:
     mixed_files(args.mix, args.image_root)
 
 
+def check_gpus(device: str) -> None:
+    """Raise UserError where Trainer would divide every batch over several GPUs, in a step larger than is printed."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if device.startswith("cuda") and count > 1 and processes() == 1:
+        raise UserError(f"This process sees {count} GPUs: start it by accelerate launch, or choose one GPU by "
+                        "CUDA_VISIBLE_DEVICES.")  # fmt: skip
+
+
 def describe_batch(args: Args) -> str:
     """How the rows of a step are divided."""
     parts = accumulated_parts(args.effective_batch, args.batch_size)
@@ -253,8 +266,8 @@ def replace_split(args: Args) -> Args:
     return replace(args, split=args.split or "train")
 
 
-def training_rows(args: Args, task: Evaluation) -> tuple["Dataset", "Dataset"]:
-    """The rows to train on, with the mixture, and the held-out rows of the benchmark."""
+def training_rows(args: Args, task: Evaluation) -> tuple["Dataset", "Dataset", int]:
+    """The rows to train on, with the mixture, the held-out rows of the benchmark, and the number of its rows."""
     from vlmclassifier.finetuning.data import (
         caption_rows,
         classification_rows,
@@ -277,7 +290,7 @@ def training_rows(args: Args, task: Evaluation) -> tuple["Dataset", "Dataset"]:
     parts = [(own, args.weight)]
     for file, weight in mixed_files(args.mix, args.image_root):
         parts.append((conversation_rows(file, args.image_root), weight))
-    return mixture(parts, args.seed), held_out
+    return mixture(parts, args.seed), held_out, len(is_held_out)
 
 
 def configuration(args: Args, spec: ModelSpec, task: Evaluation, checkpoint: Path, dtype: str) -> dict[str, Any]:
@@ -290,8 +303,8 @@ def configuration(args: Args, spec: ModelSpec, task: Evaluation, checkpoint: Pat
     return {
         "model": spec.key, "checkpoint": fingerprint(checkpoint), "benchmark": task.benchmark.key,
         "manifest": task.manifest_hash, "split": task.split, "limit": args.limit, "dtype": dtype,
-        "train_images": len(task.examples),
-        "template": spec.template, "captions": digest(args.captions) if args.captions else None, "mix": mixed,
+        "template": spec.template, "captions": digest(args.captions) if args.captions else None,
+        "captioner": captioner_of(args.captions), "mix": mixed,
         "lora": lora if "lora" in args.train else None, **{name: getattr(args, name) for name in names},
         "classes": list(task.names), "skipped_images": list(task.skipped),
         "image_root": str(args.image_root.resolve()) if args.mix else None,
@@ -348,11 +361,6 @@ def build_trainer(args: Args, vlm: "VLM", rows: "Dataset", config: dict[str, Any
         dataloader_num_workers=args.workers, seed=args.seed, use_cpu=vlm.model.device.type == "cpu",
         disable_tqdm=not cli.is_main_process(), average_tokens_across_devices=True,
     )  # fmt: skip
-    if options.n_gpu > 1:  # Trainer would divide every batch over them, in a step larger than the one that is printed
-        raise UserError(
-            f"This process sees {options.n_gpu} GPUs: start it by accelerate launch, or choose one GPU by "
-            "CUDA_VISIBLE_DEVICES."
-        )
     record = {"config": config, "deviations": deviations(config), "versions": versions(), "lora": config["lora"]}
     if args.objective == "generation":
         collator, objective = Collator(vlm, args.max_length, args.seed if args.augment else None), summed_loss

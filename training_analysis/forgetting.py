@@ -97,7 +97,7 @@ def main(args: Args) -> None:
 
 def trained_images(args: Args, adapters: Sequence[Adapter]) -> Evaluation:
     """The first images that were trained on. Raises UserError for weights that were trained on different images."""
-    keys = ("benchmark", "manifest", "split", "limit", "held_out", "seed")
+    keys = ("benchmark", "manifest", "split", "limit", "held_out", "seed", "captions")
     for adapter in adapters:
         if missing := [key for key in keys if key not in adapter.record["config"]]:
             raise UserError(f"{adapter.folder} does not say what it was trained on ({', '.join(missing)}): train it by "
@@ -106,6 +106,8 @@ def trained_images(args: Args, adapters: Sequence[Adapter]) -> Evaluation:
     if len(found) > 1:
         raise UserError(f"--adapters were trained on different images ({', '.join(keys)} differ): give one kind.")
     trained = adapters[0].record["config"] if adapters else {}
+    if trained.get("captions"):
+        raise UserError("--adapters were trained on captions, which not every image has: give others.")
     task = replace(args, split=trained.get("split", "train"), limit=trained.get("limit")).load_evaluation()
     if trained and trained["manifest"] != task.manifest_hash:
         raise UserError(f"--adapters were trained on another manifest than --benchmark {args.benchmark}: give theirs.")
@@ -160,7 +162,7 @@ def ask_all(
     from vlmclassifier.vlm import load_vlm
 
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
-    load_adapter(vlm, adapter)
+    load_adapter(vlm, adapter or read_adapter(None, spec, checkpoint))  # the template of a merged checkpoint
     answers = [ask(args, vlm, cell, root) for cell in cells]
     stored = {"checkpoint": fingerprint(checkpoint), "dtype": args.dtype, "asked": asked, "answers": answers}
     replace_file(file, json.dumps(stored, ensure_ascii=False) + "\n")

@@ -13,7 +13,6 @@ failed. FILE.jsonl.json beside it says what the captions are of. Use: finetune_v
 """
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,32 +125,22 @@ class Captioner:
 def api_captioner(args: Args) -> Captioner:
     """Captions by an API. Raises UserError without a key."""
     from vlmclassifier.api import Settings, load_api
-    from vlmclassifier.api.client import encode_jpeg
-    from vlmclassifier.api.concurrency import FailureTracker, interruptible, run_in_threads
+    from vlmclassifier.api.client import encode_image
+    from vlmclassifier.api.concurrency import results_in_threads
 
     spec = find_api(args.model, args.model_id, args.base_url, args.provider)
     api = load_api(spec, Settings(), args.base_url, args.key_variable)
 
     def captions(examples: Sequence[Example], task: Evaluation) -> Iterator[tuple[Example, Any]]:
         def work(example: Example) -> dict[str, Any]:
-            jpeg = encode_jpeg(open_image(example.image, task.root, example.row), args.max_side)
+            jpeg = encode_image(open_image(example.image, task.root, example.row), args.max_side)
             for number in range(args.tries):
                 text, _ = api.ask(jpeg, REQUESTS[number].format(name=example.label))
                 if has_name(text, example):
                     return row_of(example, text, number + 1)
             return row_of(example, None, args.tries)
 
-        stop = threading.Event()
-        tracker = FailureTracker(stop)
-        with interruptible(stop):
-            for example, result in run_in_threads(iter(examples), work, args.concurrency, stop):
-                if isinstance(result, Exception):
-                    tracker.add_failure(result)
-                else:
-                    tracker.add_success()
-                yield example, result
-        if tracker.fatal_error is not None:
-            raise tracker.fatal_error
+        yield from results_in_threads(examples, work, args.concurrency)
 
     return Captioner({"model": spec.key, "model_id": spec.source, "base_url": args.base_url}, captions)
 

@@ -119,6 +119,8 @@ def check_arguments(args: Args) -> None:
         is_allowed_zero = value == 0 and name != "minutes"
         if not (0 < value <= largest or is_allowed_zero):
             raise UserError(f"--{name.replace('_', '-')} {value:g} is outside 0 to {largest}: give another number.")
+    if args.minutes is not None and "blip" in args.stages:
+        raise UserError("--minutes counts the stages clip, lm and vlm: train blip afterwards, without --minutes.")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed} is negative: give another number.")
     if args.minutes is not None and (args.clip_steps or args.vlm_steps):

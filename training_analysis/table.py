@@ -98,7 +98,8 @@ def frequency_table(args: Args) -> list[Path]:
     rows = pd.concat(tables, ignore_index=True).fillna({"tags": ""})
     rows = rows[(rows["statistic"] == "spearman") & (rows["classes"] == "all")]
     is_tuned = rows["tags"].str.contains(FINE_TUNED)
-    kind = ["model", "dataset", "source"]
+    rows = rows.assign(counts=rows.get("counts", ""))
+    kind = ["model", "dataset", "source", "counts"]
     tuned = set(rows.loc[is_tuned, kind].itertuples(index=False, name=None))
     of_tuned = pd.Series([row in tuned for row in rows[kind].itertuples(index=False, name=None)], rows.index)
     rows = rows[of_tuned & (is_tuned | (rows["setting"] == "open_world"))]
@@ -109,7 +110,8 @@ def frequency_table(args: Args) -> list[Path]:
     file = args.outputs / "frequency.csv"
     rows.to_csv(file, index=False)
     if args.format == "markdown":
-        print(f"Spearman, naming texts and accuracy over n classes\n\n{markdown(rows.round(3))}\n")
+        numbers = {name: rows[name].map("{:.2f}".format) for name in ("value", "low", "high")}
+        print(f"Spearman, naming texts and accuracy over n classes\n\n{markdown(rows.assign(**numbers))}\n")
     return [file]
 
 

@@ -30,13 +30,20 @@ class Benchmark:
     paper_rows: Mapping[str, int] = field(default_factory=dict)  # rows of each split in the paper; {}: not in the paper
     paper_rows_sha256: str | None = None  # of the paper's rows, see preparing.manifests.rows_digest
     remedy: str = ""  # what to do when its manifest is missing; "": prepare_data.py writes it
+    own_train_images: int | None = None  # where paper_rows, which a manifest must have, do not say it
+
+    @property
+    def train_images(self) -> int | None:
+        """The number of train images in the paper; None where it is not in the paper."""
+        return self.paper_rows.get("train", self.own_train_images)
 
 
 BENCHMARKS = {
     benchmark.key: benchmark
     for benchmark in (
         # The paper's ImageNet rows are the official validation set; no table needs its train split here.
-        Benchmark("imagenet", "ImageNet", class_lists.IMAGENET, "valid", paper_rows={"valid": 50_000}),
+        Benchmark("imagenet", "ImageNet", class_lists.IMAGENET, "valid", paper_rows={"valid": 50_000},
+                  own_train_images=1_281_167),
         Benchmark(
             "flowers", "Flowers102", class_lists.FLOWERS, paper_rows={"train": 2_040, "test": 6_149},
             paper_rows_sha256="e153b8207278072ccf6d7d95ebe5ebe31cc42effc5a4021301d90a5682e6da1d",

@@ -46,6 +46,7 @@ class Settings:
     timeout: float = 120.0  # seconds: for the headers of a response, between two pieces of it, and for its whole body
     retries: int = 5
     reasoning_effort: str | None = None  # None: the server's default
+    json_schema: dict[str, Any] | None = None  # the form of the answer; Anthropic's interface is not told it
 
 
 class Api:
@@ -66,14 +67,14 @@ class Api:
             self.key_variable, self._key = find_key(self, base_url, key_variable)
         self.client = self.connect()
 
-    def ask(self, jpeg: bytes, question: str) -> tuple[str, Reply]:
-        """The answer to one question about one image, and the other values of the response.
+    def ask(self, image: bytes | None, question: str) -> tuple[str, Reply]:
+        """The answer to one question about one image (JPEG or PNG), or about none, with the response's other values.
 
         Raises TransientError when this image has to be sent again later, and UserError when every image would fail.
         """
         for attempt in range(1, READ_ATTEMPTS + 1):
             try:
-                response = self.send(jpeg, question)
+                response = self.send(image, question)
             except Exception as error:  # every SDK has its own exception types
                 refusal = self.interpret_error(error)
                 if refusal is not None:
@@ -157,11 +158,11 @@ class Api:
         """Create the SDK's client."""
         raise NotImplementedError
 
-    def request(self, jpeg: bytes, question: str) -> dict[str, Any]:
+    def request(self, image: bytes | None, question: str) -> dict[str, Any]:
         """The arguments of the SDK's call for one question about one image."""
         raise NotImplementedError
 
-    def send(self, jpeg: bytes, question: str) -> Any:
+    def send(self, image: bytes | None, question: str) -> Any:
         """Send a request to the server and return the response."""
         raise NotImplementedError
 
@@ -235,10 +236,18 @@ def make_reply(
     return Reply(finish, model, input_tokens, output_tokens)
 
 
-def encode_jpeg(image: Image.Image, max_side: int) -> bytes:
-    """An upright RGB image as JPEG, whose longer side has at most `max_side` pixels."""
+def encode_image(image: Image.Image, max_side: int, image_format: str = "jpeg") -> bytes:
+    """An upright RGB image as JPEG, or as PNG without loss, whose longer side has at most `max_side` pixels."""
     image = image.copy()
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # never enlarges
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=JPEG_QUALITY)
+    if image_format == "png":
+        image.save(stream, "PNG")
+    else:
+        image.save(stream, "JPEG", quality=JPEG_QUALITY)
     return stream.getvalue()
+
+
+def media_type(image: bytes) -> str:
+    """The media type of an encoded image."""
+    return "image/png" if image.startswith(b"\x89PNG") else "image/jpeg"

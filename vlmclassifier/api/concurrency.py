@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TypeVar
@@ -58,6 +58,26 @@ def run_in_threads(
             raise result
         else:
             running -= 1
+
+
+def results_in_threads(
+    items: Sequence[T], work: Callable[[T], U], threads: int
+) -> Iterator[tuple[T, U | Exception]]:  # fmt: skip
+    """As `run_in_threads`, until Ctrl-C or an error that every item would get, which is raised at the end."""
+    stop = threading.Event()
+    tracker = FailureTracker(stop)
+    with interruptible(stop):
+        try:
+            for item, result in run_in_threads(iter(items), work, threads, stop):
+                if isinstance(result, Exception):
+                    tracker.add_failure(result)
+                else:
+                    tracker.add_success()
+                yield item, result
+        finally:  # also where the caller stops: nothing more is requested
+            stop.set()
+    if tracker.fatal_error is not None:
+        raise tracker.fatal_error
 
 
 class FailureTracker:

@@ -4,7 +4,7 @@ import base64
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from vlmclassifier.api.client import Api, Settings, is_refusal, make_reply
+from vlmclassifier.api.client import Api, Settings, is_refusal, make_reply, media_type
 from vlmclassifier.api.http import bounded_client
 from vlmclassifier.models import ModelSpec
 from vlmclassifier.records import Reply
@@ -34,31 +34,35 @@ class OpenAI(Api):
             return openai.AzureOpenAI(api_version=version[0], **options)
         return openai.OpenAI(default_query={"api-version": version[0]} if version else None, **options)
 
-    def request(self, jpeg: bytes, question: str) -> dict[str, Any]:
-        data = base64.b64encode(jpeg).decode()
-        image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
-        content = [{"type": "text", "text": question}, image]
+    def request(self, image: bytes | None, question: str) -> dict[str, Any]:
+        content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+        if image is not None:
+            url = f"data:{media_type(image)};base64,{base64.b64encode(image).decode()}"
+            content.append({"type": "image_url", "image_url": {"url": url}})
         arguments = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         if self.settings.max_new_tokens is not None:
             arguments[self.limit_name] = self.settings.max_new_tokens
         if self.settings.temperature is not None:
             arguments["temperature"] = self.settings.temperature
+        if self.settings.json_schema is not None:
+            schema = {"name": "answer", "strict": True, "schema": self.settings.json_schema}
+            arguments["response_format"] = {"type": "json_schema", "json_schema": schema}
         if self.settings.reasoning_effort is not None:
             arguments["reasoning_effort"] = self.settings.reasoning_effort
         return arguments
 
-    def send(self, jpeg: bytes, question: str) -> Any:
+    def send(self, image: bytes | None, question: str) -> Any:
         import openai
 
         limit_name = self.limit_name
         try:
-            return self.to_dict(self.client.chat.completions.create(**self.request(jpeg, question)))
+            return self.to_dict(self.client.chat.completions.create(**self.request(image, question)))
         except openai.BadRequestError as error:
             other = next(name for name in LIMIT_NAMES if name != limit_name)
             if self.settings.max_new_tokens is None or limit_name not in str(error) or other not in str(error):
                 raise
             self.limit_name = other  # for all later requests
-            return self.to_dict(self.client.chat.completions.create(**self.request(jpeg, question)))
+            return self.to_dict(self.client.chat.completions.create(**self.request(image, question)))
 
     def parse(self, response: dict[str, Any]) -> tuple[str, Reply]:
         """The text and the other values of a response, also of one in the results of a batch."""
@@ -95,9 +99,12 @@ class Anthropic(Api):
             timeout=settings.timeout, http_client=bounded_client(settings.timeout),
         )  # fmt: skip
 
-    def request(self, jpeg: bytes, question: str) -> dict[str, Any]:
-        source = {"type": "base64", "media_type": "image/jpeg", "data": base64.b64encode(jpeg).decode()}
-        content = [{"type": "image", "source": source}, {"type": "text", "text": question}]
+    def request(self, image: bytes | None, question: str) -> dict[str, Any]:
+        content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+        if image is not None:
+            data = base64.b64encode(image).decode()
+            content.insert(0, {"type": "image", "source": {"type": "base64", "media_type": media_type(image),
+                                                           "data": data}})  # fmt: skip
         limit = self.settings.max_new_tokens or self.max_new_tokens
         arguments = {
             "model": self.model, "max_tokens": limit, "messages": [{"role": "user", "content": content}],
@@ -106,8 +113,8 @@ class Anthropic(Api):
             arguments["temperature"] = self.settings.temperature
         return arguments
 
-    def send(self, jpeg: bytes, question: str) -> Any:
-        return self.to_dict(self.client.messages.create(**self.request(jpeg, question)))
+    def send(self, image: bytes | None, question: str) -> Any:
+        return self.to_dict(self.client.messages.create(**self.request(image, question)))
 
     def parse(self, response: dict[str, Any]) -> tuple[str, Reply]:
         text = "".join(block["text"] for block in response["content"] if block["type"] == "text")
@@ -136,17 +143,22 @@ class Google(Api):
         )  # fmt: skip
         return genai.Client(api_key=self._key or "none", vertexai=False, http_options=options)
 
-    def request(self, jpeg: bytes, question: str) -> dict[str, Any]:
+    def request(self, image: bytes | None, question: str) -> dict[str, Any]:
         from google.genai import types
 
+        form = {}
+        if self.settings.json_schema is not None:
+            form = {"response_mime_type": "application/json", "response_json_schema": self.settings.json_schema}
         config = types.GenerateContentConfig(
-            max_output_tokens=self.settings.max_new_tokens, temperature=self.settings.temperature
+            max_output_tokens=self.settings.max_new_tokens, temperature=self.settings.temperature, **form
         )
-        contents = [question, types.Part.from_bytes(data=jpeg, mime_type="image/jpeg")]
+        contents = [question]
+        if image is not None:
+            contents.append(types.Part.from_bytes(data=image, mime_type=media_type(image)))
         return {"model": self.model, "contents": contents, "config": config}
 
-    def send(self, jpeg: bytes, question: str) -> Any:
-        return self.to_dict(self.client.models.generate_content(**self.request(jpeg, question)))
+    def send(self, image: bytes | None, question: str) -> Any:
+        return self.to_dict(self.client.models.generate_content(**self.request(image, question)))
 
     def parse(self, response: dict[str, Any]) -> tuple[str, Reply]:
         usage, model = response.get("usage_metadata") or {}, response.get("model_version") or self.model

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmclassifier import cli
-from vlmclassifier.api.client import Api, encode_jpeg
+from vlmclassifier.api.client import Api, encode_image
 from vlmclassifier.api.concurrency import FailureTracker, interruptible, run_in_threads
 from vlmclassifier.api.costs import Usage, estimated_usage, recorded_usage, total_usage
 from vlmclassifier.benchmarks import Evaluation
@@ -35,6 +35,7 @@ class SettingRun:
     config: dict[str, Any]
     folder: Path
     max_side: int  # the longer side in pixels to which images are shrunk
+    image_format: str = "jpeg"
 
     @cached_property
     def run(self) -> Run:
@@ -50,9 +51,9 @@ class SettingRun:
         """The whole prompt for one image."""
         return self.setting.question(example).text + (THOUGHT if self.setting.chain_of_thought else "")
 
-    def jpeg(self, example: Example) -> bytes:
-        """The JPEG that is sent for one image. Raises UserError when the image cannot be opened."""
-        return encode_jpeg(open_image(example.image, self.task.root, example.row), self.max_side)
+    def image(self, example: Example) -> bytes:
+        """The encoded image that is sent. Raises UserError when it cannot be opened."""
+        return encode_image(open_image(example.image, self.task.root, example.row), self.max_side, self.image_format)
 
     def prediction(self, example: Example, text: str, reply: Reply) -> Prediction:
         """The row to record for one image."""
@@ -74,35 +75,15 @@ class SettingRun:
         return custom_id(self.config_hash, example.id)
 
     def send_pending(self, api: Api, concurrency: int, title: str) -> FailureTracker:
-        """Send a request for every pending image, `concurrency` at a time, and record every answer at once.
-
-        Images whose last request failed come last. Returns the failures of this call.
-        """
+        """Send a request for every pending image and record every answer at once. Returns the failures of this call."""
         examples = {example.id: example for example in self.task.examples}
 
-        def answer(lease: list[str]) -> Prediction:
-            example = examples[lease[0]]
-            text, reply = api.ask(self.jpeg(example), self.prompt(example))
+        def answer(example_id: str) -> Prediction:
+            example = examples[example_id]
+            text, reply = api.ask(self.image(example), self.prompt(example))
             return self.prediction(example, text, reply)
 
-        api.has_answered |= bool(self.run.done)
-        stop = threading.Event()
-        tracker, failed_file = FailureTracker(stop), self.folder / "unanswered.json"
-        failed = _read_failed(failed_file)  # example id -> reason
-        pending = self.run.pending(1, last=set(failed))
-        with cli.progress([self.run], title) as update, interruptible(stop):
-            for lease, result in run_in_threads(pending, answer, concurrency, stop):
-                if isinstance(result, Exception):
-                    tracker.add_failure(result)
-                    failed[lease[0]] = str(result)
-                    _write_failed(failed_file, failed)
-                    continue
-                tracker.add_success()
-                self.run.append([result])
-                failed.pop(lease[0], None)
-                update()
-        _write_failed(failed_file, failed)
-        return tracker
+        return send_pending(self.run, api, answer, concurrency, title)
 
     def write_batches(self, api: "OpenAI", folder: Path) -> None:
         """Write the pending requests as batch files into `folder`.
@@ -117,7 +98,7 @@ class SettingRun:
             print(f"{self.setting.name}: every image has an answer, there is nothing to write.")
             return
         pending = tqdm(self.pending, desc=f"{self.setting.name}, batch files", unit="img")
-        requests = ((self.custom_id(example), self.jpeg(example), self.prompt(example)) for example in pending)
+        requests = ((self.custom_id(example), self.image(example), self.prompt(example)) for example in pending)
         files = write_batches(api, requests, folder, f"{self.folder.name}-batch")
         print(
             f"Written: {', '.join(str(file) for file in files)}. Submit them to OpenAI (purpose batch, "
@@ -170,6 +151,33 @@ class SettingRun:
         text = json.dumps(asdict(usage) | {"prices": prices, "dollars": dollars}, indent=2)
         (self.folder / "usage.json").write_text(text + "\n", encoding="utf-8")
         return rows, usage
+
+
+def send_pending(
+    run: Run, api: Api, answer: Callable[[str], Prediction], concurrency: int, title: str
+) -> FailureTracker:  # fmt: skip
+    """Call `answer(example id)` for every pending row, `concurrency` at a time, and record every answer at once.
+
+    Rows whose last request failed come last. Returns the failures of this call.
+    """
+    api.has_answered |= bool(run.done)
+    stop = threading.Event()
+    tracker, failed_file = FailureTracker(stop), run.folder / "unanswered.json"
+    failed = _read_failed(failed_file)  # example id -> reason
+    pending = run.pending(1, last=set(failed))
+    with cli.progress([run], title) as update, interruptible(stop):
+        for lease, result in run_in_threads(pending, lambda lease: answer(lease[0]), concurrency, stop):
+            if isinstance(result, Exception):
+                tracker.add_failure(result)
+                failed[lease[0]] = str(result)
+                _write_failed(failed_file, failed)
+                continue
+            tracker.add_success()
+            run.append([result])
+            failed.pop(lease[0], None)
+            update()
+    _write_failed(failed_file, failed)
+    return tracker
 
 
 def estimate_all(runs: Sequence[SettingRun], provider: str) -> Usage:

@@ -157,7 +157,7 @@ class Collator:
             batch = self.vlm.prepare(images, [prompts[number] for number in with_image])
             parts.append((with_image, dict(batch.inputs)))
         if text_only:
-            parts.append((text_only, self._text_inputs([prompts[number] for number in text_only])))
+            parts.append((text_only, self.text_inputs([prompts[number] for number in text_only])))
         length = max(inputs["input_ids"].shape[1] for _, inputs in parts)
         joined: dict[str, Tensor] = dict(parts[0][1]) if with_image else {}
         for key in TOKEN_KEYS:
@@ -175,7 +175,7 @@ class Collator:
         image = open_image(row["image"], row["root"], f"row {row['id']}")
         return image if self.augment is None else random_crop(image, f"{self.augment}:{self.epoch}:{row['id']}")
 
-    def _text_inputs(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def text_inputs(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Prompts without images, with the begin token as beside an image."""
         tokenizer = self.vlm.processor.tokenizer
         options = {}

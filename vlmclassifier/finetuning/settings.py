@@ -1,12 +1,14 @@
 """The paper's settings of fine-tuning, and in which of them a training differs: tables compare nothing else."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlmclassifier.benchmarks import BENCHMARKS
+from vlmclassifier.models import MODELS
 from vlmclassifier.records import UserError
 
 # Epochs by benchmark (paper, section 4); "" is every other one.
@@ -19,6 +21,7 @@ PAPER: dict[str, Any] = {
     "skip_spikes": False, "split": "train",
 }  # fmt: skip
 QFORMER = PAPER | {"weight_decay": 0.05, "image_size": 364, "augment": True}
+PAPERS_CAPTIONER = "gpt-4-turbo"
 WORDINGS = ("base", "in_the_photo")  # of the paper and of its code
 MIXTURE = ("imagenet", [["llava_v1_5_mix665k.json", 1.0]])  # benchmark, files with weights
 
@@ -38,11 +41,16 @@ def deviations(config: Mapping[str, Any]) -> list[str]:
         if own != value and (name != "lora_rate" or config["lora"]):
             found.append(f"{name} {own:g}" if isinstance(own, float) else f"{name} {own}")
     benchmark = BENCHMARKS.get(config["benchmark"])
-    papers = benchmark.paper_rows.get("train") if benchmark else None
+    papers = benchmark.train_images if benchmark else None
     if papers and config["train_images"] != papers:
         found.append(f"{config['train_images']:,} of {papers:,} train images")
     elif not papers and config["limit"]:
         found.append(f"limit {config['limit']}")
+    spec = MODELS.get(config["model"])
+    if spec and config["template"] not in (spec.template, "llava-v1"):
+        found.append(f"template {config['template']}")
+    if config["captions"] and config["captioner"] not in (None, PAPERS_CAPTIONER):
+        found.append(f"captions by {config['captioner']}")
     epochs = paper_epochs(config["train"], config["benchmark"])
     if config["steps"] is None and config["epochs"] not in (None, epochs):
         found.append(f"{config['epochs']:g} epochs")
@@ -104,3 +112,10 @@ def digest(file: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): fix the path.") from None
+
+
+def captioner_of(file: Path | None) -> str | None:
+    """The model that wrote a file of captions; None where there is no record of make_captions.py beside it."""
+    if file is None or not (record := file.with_name(f"{file.name}.json")).exists():
+        return None
+    return json.loads(record.read_text(encoding="utf-8")).get("model")

@@ -167,9 +167,9 @@ class SpikeCallback(TrainerCallback):
 class ShardingCheck(TrainerCallback):
     """Ends a training for which FSDP was asked but is not used: accelerate falls back to DDP on the CPU silently.
 
-    Also one that they would make another than it says: `evaluates`: whether images are answered after each epoch, which
-    sharded processes would have to do in step; `skips`: whether spikes are left out, which DeepSpeed cannot, since its
-    step is part of the backward pass.
+    Also refuses options that do not work when parameters are sharded. `evaluates`: whether images are answered after
+    each epoch, which sharded processes would have to do in step; `skips`: whether spikes are left out, which DeepSpeed
+    cannot do, since its step is part of the backward pass.
     """
 
     def __init__(self, trainer: VlmTrainer, evaluates: bool, skips: bool) -> None:

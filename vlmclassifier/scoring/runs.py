@@ -57,7 +57,8 @@ class ScoredRuns:
 
 def run_cell(config: dict[str, Any]) -> Cell:
     """Model, setting, dataset and tags of a classification run, as in paper.csv."""
-    setting = config["setting"] if config["kind"] == "probe" else PromptSetting.from_config(config).name
+    is_named = config["kind"] in ("probe", "questions")
+    setting = config["setting"] if is_named else PromptSetting.from_config(config).name
     return display_name(config["model"]), setting, config["benchmark"], tuple(config["tags"])
 
 
@@ -77,6 +78,8 @@ def score_run(
     try:
         if record["config"]["kind"] == "ranking":
             run = _score_ranking(folder, record, train)
+        elif record["config"]["kind"] == "questions":
+            run = _score_questions(folder, record, rows)
         else:
             evaluated = read_run(folder)[1] if rows is None else rows[: record["target"]]
             run = _score_answers(folder, record, evaluated, encoder)
@@ -99,6 +102,20 @@ def _score_answers(
     if encoder is None:
         _write_classes(folder, config["classes"], rows, hits["accuracy"])
     return ScoredRun(folder, config, record["finished"], scores, compared)
+
+
+def _score_questions(folder: Path, record: dict[str, Any], rows: Sequence[Prediction] | None) -> ScoredRun:
+    """The scores of answers to multiple-choice questions, with intervals over different questions or classes."""
+    from vlmclassifier.scoring.questions import Answers, grouped_proportion
+
+    evaluated = read_run(folder)[1] if rows is None else rows[: record["target"]]
+    answers = Answers(evaluated, record["config"]["form"])
+    model, setting, dataset, tags = run_cell(record["config"])
+    scores = [
+        Score(model, setting, dataset, metric, *grouped_proportion(hits, answers.groups), tags)
+        for metric, hits in answers.metrics().items()
+    ]  # fmt: skip
+    return ScoredRun(folder, record["config"], record["finished"], scores)
 
 
 def _score_ranking(folder: Path, record: dict[str, Any], train: Path | None) -> ScoredRun:

@@ -215,6 +215,10 @@ class VLM:
 
         return self._splitter.run(generate_part, len(batch))
 
+    def generate_text(self, inputs: dict[str, Tensor], max_new_tokens: int = 64) -> list[str]:
+        """The answers to prompts without images, as `finetuning.collator.Collator.text_inputs` encodes them."""
+        return self._generate(inputs, max_new_tokens, None)
+
     @torch.inference_mode()
     def _generate(
         self, inputs: dict[str, Tensor], max_new_tokens: int, image_features: Sequence[Any] | None

@@ -32,7 +32,8 @@ def check_training(folder: Path, device: str) -> dict[str, float | str]:
                "--train", "projector+lora", "--lora-rank", 4, "--lora-alpha", 8, "--lora-dropout", 0, "--steps", STEPS,
                "--held-out", 0, "--effective-batch", BATCH]  # fmt: skip
     reference = train([*command, "--device", "cpu", "--dtype", "float32", "--batch-size", BATCH], folder / "cpu")
-    assert not isinstance(reference, str), reference
+    if isinstance(reference, str):
+        return {"cpu": reference}
     found: dict[str, float | str] = {}
     for dtype in ("float32", "bfloat16"):
         losses = train([*command, "--device", device, "--dtype", dtype, "--batch-size", BATCH], folder / dtype)
@@ -43,7 +44,7 @@ def check_training(folder: Path, device: str) -> dict[str, float | str]:
             continue
         import torch
 
-        count = torch.cuda.device_count()
+        count = 1 << (min(torch.cuda.device_count(), BATCH).bit_length() - 1)  # divides the batch
         launch = ["-m", "accelerate.commands.launch", "--config_file", f"training_analysis/{file}", "--num_processes",
                   count]  # fmt: skip
         losses = train([*launch, *command, "--dtype", "bfloat16", "--batch-size", BATCH // count], folder / name)
@@ -71,9 +72,12 @@ def train(command: Sequence[object], out: Path) -> list[float] | str:
 
     words = [sys.executable, *map(str, command), "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+    if "-m" not in words:  # one process uses one GPU
+        environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
     done = subprocess.run(words, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
-        return done.stderr.strip().splitlines()[-1]
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return next((line for line in lines if line.startswith("error: ")), lines[-1])
     return [step.loss for step in read_steps(out / "loss.csv")]
 
 
