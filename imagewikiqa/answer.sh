@@ -16,7 +16,7 @@ read -ra GIVEN <<< "${GIVEN:-image}"
 read -ra MORE <<< "${MORE:-}"
 answer() { # a model, then further options
     run "$1" imagewikiqa/answer.py --model "$1" --questions "${QUESTIONS:?the file of questions}" --form "${FORM[@]}" \
-        --given "${GIVEN[@]}" "${COMMON[@]}" "${@:2}" "${MORE[@]}"
+        --given "${GIVEN[@]}" ${LIMIT:+--limit "$LIMIT"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"} "${@:2}" "${MORE[@]}"
 }
 for model in ${MODELS:-$(registered models --kind vlm --paper)}; do
     answer "$model"

@@ -5,6 +5,7 @@
     python imagewikiqa/build_questions.py --benchmark flowers --articles articles.jsonl --model Qwen/Qwen3-8B \
         --base-url http://localhost:8000/v1
     python imagewikiqa/build_questions.py --benchmark plane_figures --data-root ROOT/images --facts plane_figures
+    python imagewikiqa/build_questions.py --audit imagewikiqa.jsonl
 
 Stages, each a file in OUT: articles.jsonl (text per class); drafts.jsonl (five questions per class by the model, every
 field checked, asked again where the reply is malformed); with_name.jsonl and without_name.jsonl (the model's answers
@@ -87,6 +88,8 @@ class Args(DataArgs):
     """Rows to keep in the end; "None": all."""
     seed: int = SHUFFLE_SEED
     """Seed of the order of choices, of the images and of the selection."""
+    audit: Path | None = None
+    """Only print the audit of a file of questions, such as the released one."""
     dry_run: bool = False
     """Print what would be asked and its estimated cost, and stop."""
     name: str | None = None
@@ -100,6 +103,10 @@ def main(args: Args) -> None:
     # ---- check
     cli.check_positive(limit=args.limit, concurrency=args.concurrency, per_question=args.per_question, rows=args.rows,
                        characters=args.characters)  # fmt: skip
+    if args.audit:
+        for key, value in audit(read_questions(args.audit)).items():
+            print(f"{key}: {value}")
+        return
     if (args.articles is None) == (args.facts is None):
         raise UserError("Give either --articles (a folder, a file or wikipedia) or --facts.")
     task = args.load_evaluation()

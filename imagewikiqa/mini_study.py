@@ -45,6 +45,8 @@ class Args(StudyArgs):
     """Facts about your own classes, as pretrain_mini.py takes them; without them the section has no questions."""
     rows: int = 400
     """Largest number of rows."""
+    filter: bool = True
+    """Keep only questions that the language model answers rightly with the class name and wrongly without it."""
 
 
 def main(args: Args) -> None:
@@ -56,7 +58,14 @@ def main(args: Args) -> None:
         write_findings([], out / "findings.csv")
         print("No --facts about the classes: there are no questions, and F6 is not run.")
         return
-    questions = build(args, out)
+    try:
+        questions = build(args, out)
+    except UserError as error:
+        if "No question is left" not in str(error):
+            raise
+        write_findings([], out / "findings.csv")
+        print(f"{error} F6 is not run.")
+        return
     with ThreadPoolExecutor(PROCESSES) as pool:
         for job in [pool.submit(answer, args, name, questions) for name in CALLS]:
             job.result()
@@ -71,8 +80,8 @@ def build(args: Args, out: Path) -> Path:
     facts = args.facts.resolve() if args.facts else "plane_figures"
     folder = (out / "questions").resolve()
     run_logged(out / "questions.log", [
-        "imagewikiqa/build_questions.py", *args.data_options(), "--facts", facts, "--language-model",
-        (args.root / "checkpoints" / "lm").resolve(), "--rows", args.rows, "--name", NAME, "--out", folder,
+        "imagewikiqa/build_questions.py", *args.data_options(), "--facts", facts, "--rows", args.rows, "--name", NAME,
+        *(["--language-model", (args.root / "checkpoints" / "lm").resolve()] if args.filter else []), "--out", folder,
         *(["--limit", args.limit] if args.limit else []),
     ])  # fmt: skip
     return folder / f"{NAME}.jsonl"
@@ -106,9 +115,9 @@ def derive(out: Path) -> list[Finding]:
     ]  # fmt: skip
     rows += [proportion(f"fine-tuned: {words}", read(out, name, FREE)) for name, words in TRAININGS.items()]
     rows += [
-        judged("VLM as it is minus classification-only (projector)", base, read(out, "projector", FREE), BELOW),
+        difference("VLM as it is minus classification-only (projector)", base, read(out, "projector", FREE), BELOW),
         difference("VLM as it is minus classification-only (projector and LoRA)", base, read(out, "lora", FREE)),
-        judged("mixture minus VLM as it is", read(out, "mixture", FREE), base, ABOVE),
+        difference("mixture minus VLM as it is", read(out, "mixture", FREE), base, ABOVE),
     ]
     for form, words in ((OPTIONS, "option text"), (LETTER, "letter")):
         of_base = read(out, "base", form)
@@ -133,22 +142,17 @@ def proportion(words: str, answers: Answers) -> Finding:
     return finding("F6", f"questions: {words}", grouped_proportion(answers.right, answers.groups))
 
 
-def difference(words: str, first: Answers, second: Answers, holds: str = "") -> Finding:
-    """The row of a paired difference, with the p-value of its sign-flip test."""
+def difference(words: str, first: Answers, second: Answers, aim: int | None = None) -> Finding:
+    """A paired difference with its tests; with an aim it is to be above 0, and by as many points."""
     values = (first.right, second.right, first.groups)
-    test = paired_tests(*values)
-    text = f"questions: {words}, p = {test.sign_flip:.4f} (McNemar {test.mcnemar:.4f})"
-    return finding("F6", text, grouped_difference(*values), None, holds)
-
-
-def judged(words: str, first: Answers, second: Answers, aim: int) -> Finding:
-    """A difference that is to be above 0 by its test, and by as many points as the aim."""
-    values = (first.right, second.right, first.groups)
-    estimate = grouped_difference(*values)
-    holds = verdict(estimate.value > 0 and paired_tests(*values).sign_flip < LEVEL)
+    estimate, test = grouped_difference(*values), paired_tests(*values)
+    p = f"p = {test.sign_flip:.4f}, McNemar {test.mcnemar:.4f}"
+    if aim is None:
+        return finding("F6", f"questions: {words}", estimate, None, p)
+    holds = verdict(estimate.value > 0 and test.sign_flip < LEVEL)
     if holds == "holds" and estimate.value < aim:
-        holds = f"holds, but below {aim} points"
-    return difference(words, first, second, holds)
+        holds += f", but below {aim} points"
+    return finding("F6", f"questions: {words}", estimate, None, f"{holds}, {p}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from vlmclassifier.records import UserError
 SECTIONS = {
     "main_results": ["--candidates", 2, "all", "--train", 96], "inference_analysis": ["--train", 96],
     "feature_analysis": ["--draws", 1], "data_analysis": [], "training_analysis": ["--train", 192, "--steps", 3],
+    "imagewikiqa": ["--rows", 8, "--no-filter"],
 }  # fmt: skip
 BY_CONSTRUCTION = (
     "By construction: in this data set we set how often the training texts name each class. What F1 and F4 test here "
@@ -176,6 +177,8 @@ def run_seed(args: Args, seed: int, root: Path, times: dict[str, float]) -> list
             command += smoke_arguments
         if args.full and section == "training_analysis":
             command += ["--full"]
+        if args.facts and section == "imagewikiqa":
+            command += ["--facts", args.facts.resolve()]
         with timed(section, times):
             run_script(command)
         findings += read_findings(root / section / "findings.csv")

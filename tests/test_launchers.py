@@ -10,6 +10,7 @@ from conftest import REALDATA, ROOT, run_script
 from nbclient import NotebookClient
 
 from vlmclassifier.benchmarks import BENCHMARKS, class_names
+from vlmclassifier.questions.items import make_question
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,16 @@ def test_notebooks_plot_the_tables(path, outputs, tiny, images, monkeypatch):
         launch(outputs, "training_analysis/finetune_llava.sh", MODELS="llava-1.5-7b", BENCHMARKS="caltech", ROWS="16",
                TRAIN="projector", EPOCHS="2", LIMIT="8", MORE="--effective-batch 8 --evaluated 4",
                VLMCLASSIFIER_PATHS=str(outputs / "llava.toml"))  # fmt: skip
+    if path.parent.name == "imagewikiqa":
+        found = sorted(file for file in images.rglob("*") if file.suffix in (".jpg", ".png"))[:6]
+        names = [str(file.relative_to(images)) for file in found]
+        questions = [make_question(name, "How old is this object?", ("1", "2"), 0, "newt") for name in names]
+        (outputs / "mine.jsonl").write_text("".join(question.to_line() for question in questions))
+        (outputs / "llava.toml").write_text(f"[models]\n'llava-1.5-7b' = '{tiny / 'llava-1.5-7b'}'\n")
+        printed = launch(outputs, "imagewikiqa/answer.sh", MODELS="llava-1.5-7b", QUESTIONS=str(outputs / "mine.jsonl"),
+                         MORE=f"--image-root {images} --max-new-tokens 4", LIMIT="6", GIVEN="image text",
+                         VLMCLASSIFIER_PATHS=str(outputs / "llava.toml")).stdout  # fmt: skip
+        assert "LLaVA1.5-7B (miniature, 4 tokens)" in printed and "missing (38.0)" in printed
     monkeypatch.setenv("VLMCLASSIFIER_OUTPUTS", str(outputs))
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)

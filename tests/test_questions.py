@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import script
 
 from vlmclassifier.questions.building import audit
 from vlmclassifier.questions.items import make_question, question_text, read_questions, with_name
@@ -36,6 +37,12 @@ def test_the_released_file_loads_whole(labels):
     assert not any(re.search(r"\b(this|these) objects?\b", text, re.IGNORECASE) for text in named)
     assert sum("newts" in text.lower() for text in named) >= 14
     assert len({question.id for question in questions}) == 2_000
+
+
+def test_the_audit_is_printed(labels, capsys):
+    module = script("imagewikiqa/build_questions.py")
+    module.main(module.Args(audit=labels / "imagewikiqa.jsonl"))
+    assert "longest option: 41.7" in capsys.readouterr().out
 
 
 def test_names_take_the_place_of_the_object():
