@@ -55,6 +55,8 @@ class Args(PromptArgs, DataArgs):
     """Images are sent with the longer side at most this many pixels."""
     image_format: Literal["jpeg", "png"] = "jpeg"
     """png: without loss, several times larger."""
+    image_first: bool = False
+    """Send the image before the question, as classify_vlm.py asks: for servers of open models."""
     concurrency: int = 16
     """Calls at a time, at most 256."""
     timeout: float = 120.0
@@ -93,7 +95,8 @@ def main(args: Args) -> None:
         raise UserError(f"Batch files are OpenAI's, {spec.key} is {spec.provider}'s: leave the option out.")
     if args.reasoning_effort and spec.provider != "openai":
         raise UserError(f"--reasoning-effort is of OpenAI's interface, {spec.key} is {spec.provider}'s: leave it out.")
-    settings = Settings(args.max_new_tokens, args.temperature, args.timeout, args.retries, args.reasoning_effort)
+    settings = Settings(args.max_new_tokens, args.temperature, args.timeout, args.retries, args.reasoning_effort,
+                        args.image_first)  # fmt: skip
     if not args.estimate_only:  # a missing key is reported before anything is written
         api = load_api(spec, settings, args.base_url, args.key_variable, keyless=offline)
     task = args.load_evaluation()
@@ -164,6 +167,7 @@ def setting_run(args: Args, spec: ModelSpec, task: Evaluation, setting: PromptSe
         model_id=spec.source, base_url=args.base_url, max_new_tokens=args.max_new_tokens,
         temperature=args.temperature, max_side=args.max_side, reasoning_effort=args.reasoning_effort,
         **({} if args.image_format == "jpeg" else {"image_format": args.image_format}),
+        **({"image_first": True} if args.image_first else {}),
     )  # fmt: skip
     folder = run_folder(args.out, "main_results", args.name or run_name(spec, task), setting.name, several)
     return SettingRun(setting, task, config, folder, args.max_side, args.image_format)

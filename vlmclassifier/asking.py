@@ -44,6 +44,8 @@ class AnswerArgs(AdapterArgs, ModelArgs):
     """Calls at a time."""
     image_format: Literal["jpeg", "png"] = "jpeg"
     """Of images that are sent; png: without loss."""
+    image_first: bool = False
+    """Send the image before the question, as local models are asked: for servers of open models."""
     max_side: int = 1024
     """Images are sent with the longer side at most this many pixels."""
     temperature: float | None = None
@@ -152,7 +154,9 @@ class ApiModel:
         """The client with a token limit."""
         from vlmclassifier.api import Settings, load_api
 
-        settings = Settings(length, self.args.temperature, self.args.timeout)
+        settings = Settings(
+            length, self.args.temperature, self.args.timeout, image_first=self.args.image_first
+        )  # fmt: skip
         if length not in self.apis:
             self.apis[length] = load_api(self.spec, settings, self.args.base_url, self.args.key_variable)
         return self.apis[length]
@@ -171,7 +175,8 @@ class ApiModel:
         return run_config(
             "answer", "questions", self.spec, task, provider=self.spec.provider, model_id=self.spec.source,
             base_url=self.args.base_url, temperature=self.args.temperature, tags=tags, max_side=self.args.max_side,
-            image_format=self.args.image_format, max_new_tokens=self.args.new_tokens(setting), **more,
+            image_format=self.args.image_format, image_first=self.args.image_first,
+            max_new_tokens=self.args.new_tokens(setting), **more,
         ) | setting.config  # fmt: skip
 
     def answer(self, run: Run, asking: Asking, batch_size: int) -> None:

@@ -46,6 +46,7 @@ class Settings:
     timeout: float = 120.0  # seconds: for the headers of a response, between two pieces of it, and for its whole body
     retries: int = 5
     reasoning_effort: str | None = None  # None: the server's default
+    image_first: bool = False  # before the question, as local models are asked; of OpenAI's interface
     json_schema: dict[str, Any] | None = None  # the form of the answer; Anthropic's interface is not told it
 
 

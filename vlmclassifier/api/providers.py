@@ -38,7 +38,8 @@ class OpenAI(Api):
         content: list[dict[str, Any]] = [{"type": "text", "text": question}]
         if image is not None:
             url = f"data:{media_type(image)};base64,{base64.b64encode(image).decode()}"
-            content.append({"type": "image_url", "image_url": {"url": url}})
+            place = 0 if self.settings.image_first else len(content)
+            content.insert(place, {"type": "image_url", "image_url": {"url": url}})
         arguments = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         if self.settings.max_new_tokens is not None:
             arguments[self.limit_name] = self.settings.max_new_tokens
