@@ -44,6 +44,7 @@ from vlmclassifier.mini.study import (
     values,
     with_candidates,
 )
+from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.prompts import WORDINGS
 from vlmclassifier.scoring.statistics import (
     MIN_ERRORS,
@@ -58,6 +59,8 @@ NEW_TOKENS = 16  # longer than any class name in words
 OTHER_WORDINGS = tuple(wording for wording in WORDINGS if wording != "base")
 
 paper = partial(paper_number, Path(__file__).parent / "paper.csv")
+papers_lists = partial(paper_number, PROJECT_ROOT / "inference_analysis" / "paper.csv", "table9")
+papers_thirds = partial(paper_number, PROJECT_ROOT / "data_analysis" / "paper.csv", "figure3")
 Job = classify_vlm.Args | classify_clip.Args
 
 
@@ -166,8 +169,8 @@ def lists(hits: dict, candidates: Sequence[str], total: int) -> list[Finding]:
         setting = f"{count}_classes"
         vlm, clip = values(hits["vlm", count]), values(hits["clip", count])
         rows += [
-            accuracy("F2", f"VLM, {count} candidates", vlm, paper("table9", "LLaVA1.5-7B", setting)),
-            accuracy("F2", f"CLIP, {count} candidates", clip, paper("table9", "CLIP-L", setting)),
+            accuracy("F2", f"VLM, {count} candidates", vlm, papers_lists("LLaVA1.5-7B", setting)),
+            accuracy("F2", f"CLIP, {count} candidates", clip, papers_lists("CLIP-L", setting)),
         ]
         is_judged = clip.count(False) >= MIN_ERRORS
         lengths.append((total if count == "all" else int(count), vlm, clip))
@@ -215,7 +218,7 @@ def frequency(hits: dict, naming: dict) -> list[Finding]:
     if min(shares["frequent"], default=0) <= max(shares["rare"], default=1) or not all(vlm.values()):
         return []
     ends = {"frequent": "frequency_over_10000", "rare": "frequency_under_10"}
-    papers = {group: paper("figure3", "LLaVA1.5-7B", setting) for group, setting in ends.items()}
+    papers = {group: papers_thirds("LLaVA1.5-7B", setting) for group, setting in ends.items()}
     rows = [accuracy("F4", f"VLM, {group} third of the classes", vlm[group], papers.get(group)) for group in GROUPS]
     gap = independent_difference(vlm["frequent"], vlm["rare"])
     rows.append(

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vlmclassifier.api import Api
     from vlmclassifier.vlm import VLM
 
-NEW_TOKENS, THOUGHT_TOKENS = 64, 1_024
 PROVIDERS = ("openai/", "anthropic/", "google/")
 
 
@@ -55,8 +54,9 @@ class AnswerArgs(AdapterArgs, ModelArgs):
 
     def new_tokens(self, setting: QuestionSetting) -> int:
         """The longest answer in tokens."""
-        default = THOUGHT_TOKENS if setting.has_thought else NEW_TOKENS
-        return NEW_TOKENS if setting.form == "naming" else self.max_new_tokens or default
+        if setting.form == "naming":
+            return setting.new_tokens
+        return self.max_new_tokens or setting.new_tokens
 
 
 class Asking(NamedTuple):
@@ -67,6 +67,11 @@ class Asking(NamedTuple):
     groups: Mapping[str, int]
     root: Path
     own_name: Callable[[ChoiceQuestion], str] | None = None
+
+
+def kind_of(setting: QuestionSetting) -> str:
+    """The kind of run: multiple-choice questions, or those of a general benchmark."""
+    return "vqa" if setting.form == "vqa" else "questions"
 
 
 class QuestionModel(Protocol):
@@ -113,7 +118,7 @@ class LocalModel:
         is_default = length == replace(self.args, max_new_tokens=None).new_tokens(setting)
         tags = [] if is_default or setting.is_ranked else [f"{length} tokens"]
         return run_config(
-            "answer", "questions", self.spec, task, checkpoint=self.checkpoint, adapter=self.adapter,
+            "answer", kind_of(setting), self.spec, task, checkpoint=self.checkpoint, adapter=self.adapter,
             template=template_of(self.spec), default_dtype=self.default_dtype, dtype=self.dtype, max_new_tokens=length,
             tags=tags, **more,
         ) | setting.config  # fmt: skip
@@ -148,7 +153,7 @@ class ApiModel:
             check_base_url(args.base_url)
         self.args, self.spec = args, find_api(args.model, args.model_id, args.base_url)
         self.apis: dict[int, Api] = {}
-        self._api(args.max_new_tokens or THOUGHT_TOKENS)  # a missing key is reported before anything is written
+        self._api(args.max_new_tokens or 1)  # a missing key is reported before anything is written
 
     def _api(self, length: int) -> "Api":
         """The client with a token limit."""
@@ -173,7 +178,7 @@ class ApiModel:
         tags = [str(self.spec.source)] if registered and self.spec.source != registered.source else []
         tags += [f"at {urlsplit(self.args.base_url).netloc}"] if self.args.base_url else []
         return run_config(
-            "answer", "questions", self.spec, task, provider=self.spec.provider, model_id=self.spec.source,
+            "answer", kind_of(setting), self.spec, task, provider=self.spec.provider, model_id=self.spec.source,
             base_url=self.args.base_url, temperature=self.args.temperature, tags=tags, max_side=self.args.max_side,
             image_format=self.args.image_format, image_first=self.args.image_first,
             max_new_tokens=self.args.new_tokens(setting), **more,

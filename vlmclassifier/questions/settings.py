@@ -51,6 +51,11 @@ class QuestionSetting:
         return self.thought and self.form == "letters"
 
     @property
+    def new_tokens(self) -> int:
+        """The longest answer in tokens (paper, section 4)."""
+        return 1_024 if self.has_thought else 64
+
+    @property
     def has_image(self) -> bool:
         """Whether the model is given the image."""
         return self.given.startswith("image")

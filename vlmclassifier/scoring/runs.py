@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vlmclassifier.scoring.rankings import ScoringVariant
     from vlmclassifier.scoring.semantic import Encoder
 
+JUDGE_FILE = "judge.jsonl"  # of general benchmarks that a model judges
 SCORING_VERSION = 3  # raise it when a metric's definition changes: stored scores are then computed anew
 CLASSIFY_KINDS = ("vlm", "clip", "api")
 Cell = tuple[str, str, str, tuple[str, ...]]  # model, setting, dataset, tags
@@ -57,7 +58,7 @@ class ScoredRuns:
 
 def run_cell(config: dict[str, Any]) -> Cell:
     """Model, setting, dataset and tags of a classification run, as in paper.csv."""
-    is_named = config["kind"] in ("probe", "questions")
+    is_named = config["kind"] in ("probe", "questions", "vqa")
     setting = config["setting"] if is_named else PromptSetting.from_config(config).name
     return display_name(config["model"]), setting, config["benchmark"], tuple(config["tags"])
 
@@ -80,6 +81,13 @@ def score_run(
             run = _score_ranking(folder, record, train)
         elif record["config"]["kind"] == "questions":
             run = _score_questions(folder, record, rows)
+        elif record["config"]["kind"] == "vqa":
+            from vlmclassifier.scoring.vqa import score_vqa
+
+            config = record["config"]
+            evaluated = read_run(folder)[1] if rows is None else rows[: record["target"]]
+            common = (display_name(config["model"]), config["setting"], config["benchmark"])
+            run = ScoredRun(folder, config, record["finished"], score_vqa(folder, config, evaluated, common))
         else:
             evaluated = read_run(folder)[1] if rows is None else rows[: record["target"]]
             run = _score_answers(folder, record, evaluated, encoder)
@@ -324,7 +332,7 @@ def _train_folder(config: dict[str, Any], records: dict[Path, dict[str, Any]]) -
 def _key(folder: Path, config: dict[str, Any], train: Path | None) -> str:
     """What the scores of a run depend on: its rows and configuration, the metrics, and the run that chooses t."""
     parts = [str(SCORING_VERSION), *METRICS, json.dumps(config, sort_keys=True)]
-    for file in [top / name for top in (folder, train) if top is not None for name in (ROWS_FILE, VALUES)]:
+    for file in [top / name for top in (folder, train) if top is not None for name in (ROWS_FILE, VALUES, JUDGE_FILE)]:
         if file.exists():
             with open(file, "rb") as stream:
                 parts.append(hashlib.file_digest(stream, "sha256").hexdigest())
@@ -349,7 +357,7 @@ def _stored(folder: Path, record: dict[str, Any], key: str) -> ScoredRun | None:
     """The stored scores of a run; None where they are absent, unreadable or of other rows, metrics or settings."""
     try:
         stored = json.loads((folder / "scoring.json").read_text(encoding="utf-8"))
-        if stored["key"] != key:
+        if stored["key"] != key or record["config"].get("metric") == "judge":  # the judge is a tag of the scores
             return None
         tags = tuple(record["config"]["tags"])
         scores = []
