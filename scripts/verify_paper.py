@@ -1,14 +1,17 @@
-"""Compare the released checkpoints with the paper: the first 1,000 test images of every cell of Table 1.
+"""Compare the released checkpoints with the paper: the first 1,000 test images of every cell of its tables.
 
     python scripts/verify_paper.py
+    python scripts/verify_paper.py --table table2 table9 --model llava-1.5-7b --benchmark flowers
+    python scripts/verify_paper.py --table table5 --questions imagewikiqa.jsonl --model llava-1.5-7b
     python scripts/verify_paper.py --model llava-1.5-7b clip-vit-l-336 --benchmark flowers caltech
     python scripts/verify_paper.py --list
 
 Prints for every cell, for example, "paper 22.8, ours 23.1 [20.6, 25.8]: agrees". A cell agrees if the published number
 is in our 95% interval, widened by 1.5 points, because the paper used all test images and other versions of libraries.
-A cell is N/A if the prompt exceeds the model's context. The runs are in outputs/verify_paper/. The script can be
-stopped at any time: the same command continues. Exit code 0: all cells agree or are N/A; 1: some cells do not agree or
-could not be run.
+A cell is N/A if the prompt exceeds the model's context. Covered are the tables whose cells are one command each: 1, 2,
+9 and 5 (all 2,000 questions); the others need training or several runs. The runs are in outputs/verify_paper/. The
+script can be stopped at any time: the same command continues. Exit code 0: all cells agree or are N/A; 1: some cells do
+not agree or could not be run.
 """
 
 import csv
@@ -16,6 +19,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import PAPER_BENCHMARKS
@@ -24,8 +28,26 @@ from vlmclassifier.paths import OUTPUTS, PROJECT_ROOT
 from vlmclassifier.records import Score, UserError
 from vlmclassifier.scoring.runs import score_run
 
-PAPER = PROJECT_ROOT / "main_results" / "paper.csv"
-CANDIDATES = {"open_world": "none", "closed_world": "all"}
+CLASSIFY, RANK, ANSWER = "classify", "inference_analysis/rank_labels.py", "imagewikiqa/answer.py"
+ALL = ["--candidates", "all"]
+# Table -> section, and of each setting the script, its options and the setting that its scores have.
+TABLES: dict[str, tuple[str, dict[str, tuple[str, list[str], str]]]] = {
+    "table1": ("main_results", {"open_world": (CLASSIFY, ["--candidates", "none"], "open_world"),
+                                "closed_world": (CLASSIFY, ALL, "closed_world")}),
+    "table2": ("inference_analysis", {
+        "base_prompt": (CLASSIFY, [], "open_world"),
+        "prompt_alternative_1": (CLASSIFY, ["--wording", "alternative_1"], "open_world-prompt_alternative_1"),
+        "prompt_alternative_2": (CLASSIFY, ["--wording", "alternative_2"], "open_world-prompt_alternative_2"),
+        "label_random_order": (CLASSIFY, ALL, "closed_world"),
+        "label_fixed_order": (CLASSIFY, [*ALL, "--order", "fixed"], "closed_world-label_fixed_order"),
+        "label_random_order_cot": (CLASSIFY, [*ALL, "--chain-of-thought"], "closed_world-cot"),
+        **{name: (RANK, [], name) for name in ("prob_sum", "prob_avg", "prob_avg_cfg")},
+    }),
+    "table9": ("inference_analysis", {f"{count}_classes": (CLASSIFY, ["--candidates", str(count)], f"{count}_classes")
+                                      for count in (2, 5, 20, 100)}),
+    "table5": ("imagewikiqa", {"multiple_choice": (ANSWER, [], "multiple_choice")}),
+}  # fmt: skip
+GIVEN = {" w/ GT Class": "image+name"}  # end of a model's name in Table 5 -> what it is given
 TOLERANCE = 1.5  # percentage points
 # Billions of parameters, tokens of image and open-world prompt, KiB of KV cache per token in bfloat16.
 SIZES = {
@@ -34,6 +56,7 @@ SIZES = {
     "instructblip-13b": (14.2, 50, 800), "clip-vit-l-336": (0.4, 600, 0), "eva-clip-g": (1.4, 260, 0),
 }  # fmt: skip
 LIST_TOKENS = {"flowers": 600, "cars": 2700, "caltech": 460, "imagenet": 5500}  # of the list of all names
+THOUGHT_TOKENS = 300  # of an answer with chain of thought, on average
 # The GPU of the estimates.
 OPERATIONS_PER_SECOND = 1.25e14
 BYTES_PER_SECOND = 2e12
@@ -41,6 +64,10 @@ BYTES_PER_SECOND = 2e12
 
 @dataclass
 class Args:
+    table: tuple[Literal[tuple(TABLES)], ...] = ("table1",)
+    """Tables of the paper."""
+    questions: Path | None = None
+    """The released questions of ImageWikiQA, for table5."""
     model: tuple[str, ...] = ()
     """Keys of vlmclassifier/models.py; default: all open models of the paper."""
     benchmark: tuple[str, ...] = ()
@@ -59,17 +86,25 @@ class Args:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the paper's Table 1."""
+    """One number of a table of the paper."""
 
     spec: ModelSpec
     benchmark: str
     setting: str
     published: float
+    table: str = "table1"
+    given: str = "image"  # Table 5
 
     @property
     def name(self) -> str:
-        """The name of the cell and of its run folder."""
-        return f"{self.spec.key}-{self.benchmark}-{self.setting}"
+        """The name of the cell."""
+        return f"{self.spec.key}-{self.benchmark}-{self.setting}" + ("" if self.given == "image" else "-with_name")
+
+    @property
+    def run_name(self) -> str:
+        """The name of its run folder: all scores of a ranking are of one run."""
+        script = TABLES[self.table][1][self.setting][0]
+        return f"{self.spec.key}-{self.benchmark}-ranking" if script == RANK else self.name
 
 
 def main(args: Args) -> None:
@@ -101,23 +136,32 @@ def main(args: Args) -> None:
 
 
 def select_cells(args: Args) -> list[Cell]:
-    """The cells of Table 1 for the chosen models and benchmarks. Raises UserError if there is none."""
+    """The cells for the chosen tables, models and benchmarks. Raises UserError if there is none."""
     specs = {spec.paper_name: spec for spec in MODELS.values() if spec.paper_name and spec.kind != "api"}
     keys = {spec.key for spec in specs.values()}
     for names, allowed in ((args.model, keys), (args.benchmark, set(PAPER_BENCHMARKS))):
         unknown = [name for name in names if name not in allowed]
         if unknown:
             raise UserError(f"{unknown[0]!r} is not in the paper's Table 1: choose among {', '.join(sorted(allowed))}.")
+    if "table5" in args.table and args.questions is None:
+        raise UserError("table5 needs --questions, the file of ImageWikiQA.")
     cells = []
-    with open(PAPER, newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            spec = specs.get(row["model"])
-            if row["table"] != "table1" or row["metric"] != "accuracy" or spec is None:
+    for table in args.table:
+        section, settings = TABLES[table]
+        with open(PROJECT_ROOT / section / "paper.csv", newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if row["table"] == table and row["metric"] == "accuracy"]
+        for row in rows:
+            end = next((end for end in GIVEN if row["model"].endswith(end)), "")
+            spec = specs.get(row["model"].removesuffix(end))
+            if spec is None or row["setting"] not in settings or (args.model and spec.key not in args.model):
                 continue
-            if (not args.model or spec.key in args.model) and (not args.benchmark or row["dataset"] in args.benchmark):
-                cells.append(Cell(spec, row["dataset"], row["setting"], float(row["value"])))
+            if args.benchmark and row["dataset"] not in (*args.benchmark, "imagewikiqa"):
+                continue
+            cells.append(
+                Cell(spec, row["dataset"], row["setting"], float(row["value"]), table, GIVEN.get(end, "image"))
+            )
     if not cells:
-        raise UserError("The paper's Table 1 has no number for this choice: remove --model or --benchmark.")
+        raise UserError("The paper's tables have no number for this choice: remove --model or --benchmark.")
     return cells
 
 
@@ -127,9 +171,11 @@ def estimated_minutes(cell: Cell, args: Args) -> float:
     The weights are bfloat16, so that they have two bytes each.
     """
     billions, new_tokens = SIZES[cell.spec.key][0], 64 if cell.spec.kind == "vlm" else 0
+    if cell.table == "table5" or "--chain-of-thought" in TABLES[cell.table][1][cell.setting][1]:
+        new_tokens = THOUGHT_TOKENS
     computing = 2e9 * billions * (prompt_tokens(cell) + new_tokens) / OPERATIONS_PER_SECOND  # seconds per image
     reading = new_tokens * 2e9 * billions / BYTES_PER_SECOND / (args.batch_size or 8)  # seconds per image
-    return args.limit * (computing + reading) / 60
+    return (2_000 if cell.table == "table5" else args.limit) * (computing + reading) / 60
 
 
 def estimated_memory(cell: Cell, args: Args) -> float:
@@ -141,7 +187,7 @@ def estimated_memory(cell: Cell, args: Args) -> float:
 def prompt_tokens(cell: Cell) -> int:
     """Estimated number of tokens of image and prompt."""
     tokens = SIZES[cell.spec.key][1]
-    if cell.setting == "closed_world" and cell.spec.kind == "vlm":
+    if "all" in TABLES[cell.table][1][cell.setting][1] and cell.spec.kind == "vlm":
         tokens += LIST_TOKENS[cell.benchmark]
     return tokens
 
@@ -151,10 +197,16 @@ def verify_cell(cell: Cell, args: Args) -> tuple[bool | None, str]:
 
     Returns whether it agrees (None: N/A, because the prompt exceeds the context), and the comparison as text.
     """
-    out = args.out / cell.name
-    command = [sys.executable, f"main_results/classify_{cell.spec.kind}.py", "--model", cell.spec.key,
-               "--benchmark", cell.benchmark, "--candidates", CANDIDATES[cell.setting], "--limit", args.limit,
-               "--device", args.device, "--out", out.resolve()]  # fmt: skip
+    out = args.out / cell.run_name
+    script, options, setting = TABLES[cell.table][1][cell.setting]
+    script = f"main_results/classify_{cell.spec.kind}.py" if script == CLASSIFY else script
+    command = [sys.executable, script, "--model", cell.spec.key, *options, "--device", args.device, "--out",
+               out.resolve()]  # fmt: skip
+    if cell.table == "table5":
+        command += ["--questions", Path(str(args.questions)).resolve(), "--given", cell.given]
+        setting += "" if cell.given == "image" else "-with_name"
+    else:
+        command += ["--benchmark", cell.benchmark, "--limit", args.limit]
     if args.batch_size:
         command += ["--batch-size", args.batch_size]
     code = subprocess.run([str(argument) for argument in command], cwd=PROJECT_ROOT).returncode
@@ -164,7 +216,10 @@ def verify_cell(cell: Cell, args: Args) -> tuple[bool | None, str]:
         return None, f"paper {cell.published:.1f}, ours N/A: the prompt exceeds the model's context (see above)"
     if code != 0:
         return False, f"paper {cell.published:.1f}, ours missing: the run ended with exit code {code} (see above)"
-    score = next(score for score in score_run(out).scores if score.metric == "accuracy")
+    scores = [score for score in score_run(out).scores if score.metric == "accuracy"]
+    score = next((score for score in scores if score.setting == setting), None)
+    if score is None:
+        return False, f"paper {cell.published:.1f}, ours missing: {out} has no {setting}"
     if score.tags:
         what = f"ours {score.value:.1f} of {score.n} images is not comparable ({', '.join(score.tags)})"
         return False, f"paper {cell.published:.1f}, {what}"

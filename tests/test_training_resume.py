@@ -45,6 +45,7 @@ STOPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STOPS)
 def test_a_training_stopped_at_any_step_is_continued(kind, tiny, classes_of_colour, tmp_path, monkeypatch):
     own, options = classes_of_colour, {"train": "projector", "save_steps": 1, "held_out": 0.25}

@@ -13,6 +13,7 @@ from vlmclassifier.finetuning.collator import IGNORED, Collator
 from vlmclassifier.finetuning.loss import row_losses
 
 trl = pytest.importorskip("trl")
+pytestmark = pytest.mark.slow
 
 
 def example(vlm, row, end=None):

@@ -36,6 +36,28 @@ def test_the_cells_are_those_of_table_1():
         module.select_cells(module.Args(model=("qwen3-vl-8b",)))
 
 
+def test_cells_of_other_tables_are_one_command_each(labels):
+    """The scores that a command gives have the setting that is compared."""
+    from vlmclassifier.prompts import PromptSetting
+
+    module = script("scripts/verify_paper.py")
+    questions = labels / "imagewikiqa.jsonl"
+    cells = module.select_cells(module.Args(("table2", "table9", "table5"), questions, model=("llava-1.5-7b",)))
+    assert {cell.table for cell in cells} == {"table2", "table9", "table5"} and len(cells) > 30
+    names = ("a", "b", "c")
+    settings = {PromptSetting(names).name, PromptSetting(names, "all").name, PromptSetting(names, "all", "fixed").name,
+                PromptSetting(names, wording="alternative_1").name, PromptSetting(names, wording="alternative_2").name,
+                PromptSetting(names, "all", chain_of_thought=True).name, PromptSetting(names, "2").name}  # fmt: skip
+    settings |= {f"{count}_classes" for count in (5, 20, 100)}
+    for _, of_setting in (module.TABLES[table] for table in ("table1", "table2", "table9")):
+        assert {compared for one, _, compared in of_setting.values() if one == module.CLASSIFY} <= settings
+    assert {cell.run_name for cell in cells if cell.setting.startswith("prob_")} == {
+        f"llava-1.5-7b-{benchmark}-ranking" for benchmark in ("imagenet", "flowers", "cars", "caltech")
+    }  # fmt: skip
+    with pytest.raises(UserError, match="table5 needs --questions"):
+        module.select_cells(module.Args(("table5",)))
+
+
 def test_a_miniature_is_run_but_not_compared(tiny, images, tmp_path):
     """Like a user, with checkpoints and images from paths.toml."""
     manifest = images / "flowers.jsonl"
