@@ -131,8 +131,8 @@ def main(args: Args) -> None:
                              "characters": args.characters})  # fmt: skip
         articles = read_articles(args, task, out / "articles.jsonl")
         stages["articles"] = len(articles)
+        print_estimate(args, spec, articles)
         if args.dry_run:
-            print_estimate(args, spec, articles)
             return
         written = write_drafts(args, spec, articles, out)
         stages["drafts"] = len(written)
