@@ -201,6 +201,9 @@ def read_articles(args: Args, task: Evaluation, file: Path) -> dict[str, str]:
             raise UserError(f"{len(failures)} articles could not be downloaded, such as {failures[0]}: run it again.")
     else:
         texts = given_articles(Path(str(args.articles)))
+        for name in names:  # an article that was added since
+            if name in texts and name in stage.rows and stage.rows[name]["text"] is None:
+                del stage.rows[name]
         stage.run(lambda keys: ((key, {"title": key, "text": texts.get(key)}) for key in keys), "articles")
     found = {name: stage.rows[name]["text"] for name in names if stage.rows[name]["text"]}
     missing = [name for name in names if name not in found]

@@ -129,12 +129,16 @@ def test_mistakes_are_told(built, own, tmp_path, monkeypatch, capsys):
         (tmp_path / "articles" / "dog.txt").unlink()
         built("part", server)
         assert "1 of 2 classes have no article and get no questions: dog" in capsys.readouterr().out
+        (tmp_path / "articles" / "dog.txt").write_text("The dog is old.")
+        assert "number 1" in built("part", server)["mine_wikiqa.jsonl"].decode()
+        assert {q.class_name for q in read_questions(tmp_path / "part" / "mine_wikiqa.jsonl")} == {"cat", "dog"}
         with pytest.raises(UserError, match="part holds another construction .characters"):
             built("part", server, characters=5)
         calls = sum(server.calls.values())
         built("dry", server, dry_run=True)
         assert "Estimate, m: " in capsys.readouterr().out and sum(server.calls.values()) == calls
-        (tmp_path / "articles" / "cat.txt").unlink()
+        for name in ("cat", "dog"):
+            (tmp_path / "articles" / f"{name}.txt").unlink()
         with pytest.raises(UserError, match="has no article of any class"):
             built("none", server)
     assert KEY not in "".join(file.read_text() for file in tmp_path.glob("*/*.json*"))
@@ -212,3 +216,13 @@ def test_facts_become_questions(trained, figures_root, tmp_path, capsys):
     assert len(questions) == 50 and not any(question.class_name in question.text for question in questions)
     with pytest.raises(UserError, match="No question is left"):
         module.main(module.Args(out=tmp_path / "filtered", language_model=trained / "lm", **common))
+
+
+def test_rows_of_other_keys_are_kept(tmp_path):
+    from vlmclassifier.questions.stages import Stage
+
+    Stage(tmp_path / "s.jsonl", ["a", "b"]).run(lambda keys: ((key, {"n": 1}) for key in keys), "first")
+    stage = Stage(tmp_path / "s.jsonl", ["c", "a"])
+    stage.run(lambda keys: ((key, {"n": 2}) for key in keys), "second")
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert rows == [{"key": "c", "n": 2}, {"key": "a", "n": 1}, {"key": "b", "n": 1}]

@@ -26,7 +26,8 @@ class Stage:
     def run(self, results: Callable[[Sequence[str]], Results], title: str) -> list[Exception]:
         """Compute what is pending: `results(keys)` yields (key, row or exception) as they come. Returns the exceptions.
 
-        Every row is on the disk before the next; in the end the file has them in the order of the keys.
+        Every row is on the disk before the next; in the end the file has them in the order of the keys, and behind them
+        rows of other keys, which were paid for too.
         """
         from tqdm import tqdm
 
@@ -40,7 +41,9 @@ class Stage:
                     self.rows[key] = {"key": key} | result
                     stream.write(self._line(key))
                     stream.flush()
-        replace_file(self.file, "".join(self._line(key) for key in self.keys if key in self.rows))
+        known = set(self.keys)
+        order = [key for key in self.keys if key in self.rows] + [key for key in self.rows if key not in known]
+        replace_file(self.file, "".join(self._line(key) for key in order))
         return failures
 
     def _line(self, key: str) -> str:
