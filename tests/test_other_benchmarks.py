@@ -46,6 +46,7 @@ def test_pope_reads_the_first_sentence():
 
 def test_anls_has_a_threshold():
     assert anls("Hello", ["hello"]) == 1 and anls("helo", ["hello"]) == pytest.approx(0.8)
+    assert anls("ab", ["ac"]) == 0.5 and anls("abc", ["axy"]) == 0  # one half counts in DocVQA's own evaluation
     assert anls("xyz", ["hello"]) == 0 and anls("he", ["hello", "the"]) == pytest.approx(2 / 3)
 
 

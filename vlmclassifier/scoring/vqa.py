@@ -66,7 +66,10 @@ def says_yes(answer: str) -> bool:
 
 
 def anls(answer: str, answers: Sequence[str]) -> float:
-    """DocVQA: 1 minus the normalised Levenshtein distance to the nearest answer; 0 from a distance of one half on."""
+    """DocVQA: 1 minus the normalised Levenshtein distance to the nearest answer; 0 above a distance of one half.
+
+    At one half exactly its evaluation counts 0.5, the definition of ST-VQA 0.
+    """
     from rapidfuzz.distance import Levenshtein
 
     def plain(text: str) -> str:
@@ -75,7 +78,7 @@ def anls(answer: str, answers: Sequence[str]) -> float:
     best = 0.0
     for one in answers:
         distance = Levenshtein.normalized_distance(plain(one), plain(answer))
-        best = max(best, 1 - distance if distance < ANLS_THRESHOLD else 0.0)
+        best = max(best, 1 - distance if distance <= ANLS_THRESHOLD else 0.0)
     return best
 
 
