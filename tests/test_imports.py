@@ -33,6 +33,7 @@ LAYERS = [
     },
     {"finite", "devices", "vlm", "clip", "api"},
     {"ranking", "probing", "finetuning", "checkpoints", "tiny", "mini", "answering", "asking"},
+    {"__main__"},
 ]
 HEAVY = {"torch", "transformers", "open_clip", "torchvision", "scipy", "pandas", "timm", "matplotlib"}
 SECTIONS = [

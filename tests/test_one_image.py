@@ -1,0 +1,52 @@
+"""Protects: one image is classified by one command, with probabilities that are those of the ranking."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import noise, run_script
+
+from vlmclassifier import load_vlm
+from vlmclassifier.__main__ import Args, main
+from vlmclassifier.plane_figures import FIGURES
+from vlmclassifier.prompts import WORDINGS
+from vlmclassifier.ranking import Ranker
+from vlmclassifier.records import UserError
+
+
+@pytest.mark.parametrize("key", ["llava-1.5-7b", "qwen3-vl-8b"])
+def test_probabilities_are_the_softmax_of_the_ranking(key, tiny, tmp_path, capsys):
+    noise((64, 48)).save(tmp_path / "a.png")
+    names = ("cat", "a long name of things", "cat food", "dog")
+    main(Args(key, tiny / key, image=tmp_path / "a.png", names=(*names, "cat"), as_json=True))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(found["probabilities"]) == set(names) and sum(found["probabilities"].values()) == pytest.approx(1)
+    vlm = load_vlm(key, tiny / key)
+    ranker = Ranker(vlm, list(names), WORDINGS["base"])
+    scores = np.exp(ranker.log_probs([noise((64, 48))])[0].astype(float))
+    for name, score in zip(names, scores / scores.sum(), strict=True):
+        assert found["probabilities"][name] == pytest.approx(score, rel=1e-4)
+    assert found["answer"] == vlm.ask(noise((64, 48)), WORDINGS["base"])
+
+
+def test_the_command_prints_the_likeliest_names(trained, figures_root, tmp_path):
+    image = next(figures_root.glob("test/*/astroid.png"))
+    done = run_script("-m", "vlmclassifier", image, "--benchmark", "plane_figures", "--model", "mini-llava",
+                      "--weights", trained / "vlm", "--top", 3)  # fmt: skip
+    lines = done.stdout.strip().splitlines()[-4:]
+    assert [line.split("  ")[0].strip() in FIGURES for line in lines[:3]] == [True] * 3
+    assert all("%" in line for line in lines[:3]) and lines[3].startswith("Free answer: ")
+
+
+def test_mistakes_are_one_sentence(tiny, tmp_path):
+    noise((30, 20)).save(tmp_path / "a.png")
+    common = {"weights": tiny / "llava-1.5-7b", "image": tmp_path / "a.png"}
+    for options, message in (
+        ({}, "Give either --names A B C or --benchmark NAME"),
+        ({"names": ("a", "b"), "benchmark": "flowers"}, "Give either --names"),
+        ({"names": ("a", "a")}, "One name alone always has probability 1"),
+        ({"names": ("a", "b"), "image": tmp_path / "b.png"}, "b.png does not exist"),
+        ({"names": ("a", "b"), "top": 0}, "--top 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(Args(**common | options))
