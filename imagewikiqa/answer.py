@@ -33,6 +33,7 @@ from vlmclassifier.records import Prediction
 from vlmclassifier.runs import open_run
 from vlmclassifier.scoring.runs import score_run
 from vlmclassifier.tables import label
+from vlmclassifier.thoughts import final_answer
 
 RELEASED = "imagewikiqa"  # the dataset column of paper.csv
 RELEASED_ROWS = 2_000
@@ -81,7 +82,8 @@ def main(args: Args) -> None:
     for setting in settings:
         folder = args.run_folder("imagewikiqa", model.name(task), setting.name, len(settings) > 1)
         config = model.config(task, setting, limit=args.limit, group=args.group)
-        run = open_run(folder, config, [question.id for question in questions])
+        labels = {question.id: setting.label(question) for question in questions}
+        run = open_run(folder, config, list(labels), labels=labels)
         if not run.complete:
             model.answer(run, Asking(setting, questions, groups, root, own_name), args.batch_size)
         rows = run.finish()
@@ -108,13 +110,14 @@ def evaluation(args: Args, questions: Sequence[ChoiceQuestion], root: Path) -> E
 def group_numbers(args: Args, questions: Sequence[ChoiceQuestion]) -> dict[str, int]:
     """Question id -> the number of its group."""
     keys = [question.question if args.group == "question" else question.class_name for question in questions]
-    number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    number = {key: int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) for key in set(keys)}  # whatever the order
     return {question.id: number[key] for question, key in zip(questions, keys, strict=True)}
 
 
 def names_of(rows: Sequence[Prediction]) -> Callable[[ChoiceQuestion], str]:
     """The model's own names of the images: its answers without outer white space and a final full stop."""
-    names = {row.example_id: row.output.strip().removesuffix(".") or "object" for row in rows}
+    answers = {row.example_id: final_answer(row.output, row.prompt)[0] for row in rows}
+    names = {key: answer.strip().removesuffix(".") or "object" for key, answer in answers.items()}
     return lambda question: names[question.id]
 
 

@@ -91,7 +91,7 @@ class Args(DataArgs):
     audit: Path | None = None
     """Only print the audit of a file of questions, such as the released one."""
     dry_run: bool = False
-    """Print what would be asked and its estimated cost, and stop."""
+    """Get the articles, print what would be asked and a rough estimate of its cost, and stop."""
     name: str | None = None
     """Name of the questions; default: BENCHMARK_wikiqa."""
     out: Path | None = None
@@ -111,6 +111,8 @@ def main(args: Args) -> None:
         raise UserError("Give either --articles (a folder, a file or wikipedia) or --facts.")
     task = args.load_evaluation()
     name = args.name or f"{task.benchmark.key}_wikiqa"
+    if name in ("articles", "drafts", "with_name", "without_name"):
+        raise UserError(f"--name {name} is the name of a stage's file: choose another.")
     out = args.out or OUTPUTS / "imagewikiqa" / name
     stages: dict[str, int] = {"classes": len(set(task.names))}
 
@@ -128,7 +130,7 @@ def main(args: Args) -> None:
         spec = find_api(args.model, args.model_id, args.base_url)
         source = {"articles": args.articles, "model": spec.source, "base_url": args.base_url}
         begin(out, source | {"benchmark": task.benchmark.key, "manifest": task.manifest_hash, "seed": args.seed,
-                             "characters": args.characters})  # fmt: skip
+                             "characters": args.characters}, write=not args.dry_run)  # fmt: skip
         articles = read_articles(args, task, out / "articles.jsonl")
         stages["articles"] = len(articles)
         print_estimate(args, spec, articles)
@@ -158,17 +160,21 @@ def main(args: Args) -> None:
           f"imagewikiqa/answer.py --questions {file} --image-root {task.root}")  # fmt: skip
 
 
-def begin(out: Path, config: dict[str, Any]) -> None:
+def begin(out: Path, config: dict[str, Any], write: bool = True) -> None:
     """Record what is built. Raises UserError where the folder holds another construction, or something else."""
     file = out / "build.json"
     if file.exists():
-        old = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            old = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{file} cannot be read: move {out} away.") from None
         if keys := [key for key in {**old, **config} if old.get(key) != config.get(key)]:
             raise UserError(f"{out} holds another construction ({', '.join(keys)}): choose another --out.")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(one.name != "articles.jsonl" for one in out.iterdir()):  # these of a --dry-run
         raise UserError(f"{out} holds something else: choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
-    replace_file(file, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    if write:
+        replace_file(file, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
 def fact_drafts(args: Args, task: Evaluation) -> list[Draft]:
@@ -217,10 +223,13 @@ def read_articles(args: Args, task: Evaluation, file: Path) -> dict[str, str]:
 
 def given_articles(place: Path) -> dict[str, str]:
     """Class -> text of a folder of CLASS.txt files or of a file of JSON lines. Raises UserError."""
-    if place.is_dir():
-        return {file.stem.replace("_", " "): file.read_text(encoding="utf-8") for file in sorted(place.glob("*.txt"))}
     try:
+        if place.is_dir():
+            files = sorted(place.glob("*.txt"))
+            return {file.stem.replace("_", " "): file.read_text(encoding="utf-8") for file in files}
         rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not all(isinstance(row["text"], str) for row in rows):
+            raise TypeError("a text that is none")
         return {row["class"]: row["text"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{place} cannot be read as articles ({error}): a line is {{"class", "text"}}.') from None

@@ -149,7 +149,7 @@ def difference(words: str, first: Answers, second: Answers, aim: int | None = No
     p = f"p = {test.sign_flip:.4f}, McNemar {test.mcnemar:.4f}"
     if aim is None:
         return finding("F6", f"questions: {words}", estimate, None, p)
-    holds = verdict(estimate.value > 0 and test.sign_flip < LEVEL)
+    holds = verdict(estimate.low > 0 and test.sign_flip < LEVEL)  # the bootstrap's interval, and the test
     if holds == "holds" and estimate.value < aim:
         holds += f", but below {aim} points"
     return finding("F6", f"questions: {words}", estimate, None, f"{holds}, {p}")

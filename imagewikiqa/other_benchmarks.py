@@ -39,6 +39,9 @@ from vlmclassifier.runs.record import replace_file
 from vlmclassifier.scoring.runs import score_run
 from vlmclassifier.scoring.vqa import JUDGE_PROMPT, parse_judged
 from vlmclassifier.tables import label
+from vlmclassifier.thoughts import final_answer
+
+JUDGE_TRIES = 3
 
 
 @dataclass
@@ -50,7 +53,8 @@ class Args(RunArgs, AnswerArgs):
     source: Path | None = None
     """Its official file (AI2D: folder), or a parquet file or folder of the hub's data set (lmms-lab)."""
     image_root: Path | None = None
-    """Folder of the images of an official file; default: beside it. Those of parquet files are written to --out."""
+    """Folder of the images of an official file; default: beside it. Those of parquet files are written to
+    outputs/imagewikiqa/images."""
     ocr: Path | None = None
     """TextVQA's official file of OCR words (Rosetta). Parquet files have their own."""
     use_ocr: bool = True
@@ -92,7 +96,9 @@ def main(args: Args) -> None:
     # ---- answer
     folder = args.run_folder("imagewikiqa", model.name(task), setting.name)
     config = model.config(task, setting, limit=args.limit, metric=setting.benchmark.metric)
-    run = open_run(folder, config, [question.id for question in questions])
+    config["ocr"] = hashlib.sha256(args.ocr.read_bytes()).hexdigest() if args.ocr else None
+    labels = {question.id: setting.label(question) for question in questions}
+    run = open_run(folder, config, list(labels), labels=labels)
     numbers = {image: number for number, image in enumerate(dict.fromkeys(one.image for one in questions))}
     groups = {question.id: numbers[question.image] for question in questions}
     if not run.complete:
@@ -126,18 +132,24 @@ def judge_answers(args: Args, folder: Path, rows: Sequence[Prediction], question
     from vlmclassifier.api.concurrency import results_in_threads
 
     spec = find_api(str(args.judge), None, args.judge_url)
+    api = load_api(spec, Settings(16, temperature=0.0), args.judge_url, args.judge_key_variable)
     record = folder / "judge.json"
     if record.exists() and json.loads(record.read_text(encoding="utf-8"))["model"] != spec.source:
         raise UserError(f"{folder} was judged by another model: move judge.json and judge.jsonl away.")
     replace_file(record, json.dumps({"model": spec.source, "base_url": args.judge_url}) + "\n")
-    api = load_api(spec, Settings(16, temperature=0.0), args.judge_url, args.judge_key_variable)
-    of_id, answer_of = {one.id: one for one in questions}, {row.example_id: row.output for row in rows}
+    of_id = {one.id: one for one in questions}
+    answer_of = {row.example_id: final_answer(row.output, row.prompt)[0] for row in rows}
 
     def work(key: str) -> float:
         question = of_id[key]
-        prompt = JUDGE_PROMPT.format(question=question.question, truth=question.answers[0], prediction=answer_of[key])
-        text, _ = api.ask(None, prompt)
-        if (score := parse_judged(text)) is None:
+        truth = question.answers[0].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        prompt = JUDGE_PROMPT.format(question=question.question, truth=truth, prediction=answer_of[key])
+        score, text = None, ""
+        for _ in range(JUDGE_TRIES):
+            text, _ = api.ask(None, prompt)
+            if (score := parse_judged(text)) is not None:
+                break
+        if score is None:
             raise UserError(f"The judge {spec.source} answers {text[:60]!r} about {key}, which is no score from 0 to "
                             "1: choose another --judge.")  # fmt: skip
         return score

@@ -119,22 +119,25 @@ def question_scores(runs: Sequence[ScoredRun]) -> list[Score]:
 
 def papers_scores(run: ScoredRun) -> list[Score]:
     """The scores of a run by the paper's names of its model."""
-    adapter, given = run.config.get("adapter"), run.config["given"]
-    found = []
+    given, found = run.config["given"], []
     for score in run.scores:
         model, setting, tags = score.model, score.setting, score.tags
-        if adapter and (adapter["train"], adapter["captions"], adapter["benchmark"]) == (
-            "projector",
-            False,
-            "imagenet",
-        ):
-            model = (MIXED if adapter["mix"] else FINE_TUNED).format(model)
+        if form := papers_training(run):
+            model = form.format(model)
             tags = tuple(tag for tag in tags if not tag.startswith("fine-tuned: "))
         if given in GIVEN and run.config["form"] == "letters":
             model += GIVEN[given]
             setting = setting.replace("-with_name", "").replace("-text_only", "")
         found.append(replace(score, model=model, setting=setting, tags=tags))
     return found
+
+
+def papers_training(run: ScoredRun) -> str | None:
+    """The name of the paper's fine-tuned model whose weights a run has: the projector, trained on ImageNet's rows."""
+    adapter = run.config.get("adapter") or {}
+    if (adapter.get("train"), adapter.get("captions"), adapter.get("benchmark")) != ("projector", False, "imagenet"):
+        return None
+    return MIXED if adapter["mix"] else FINE_TUNED
 
 
 def baselines(rows: Sequence[Prediction], run: ScoredRun) -> list[Score]:
@@ -156,10 +159,9 @@ def vqa_scores(runs: Sequence[ScoredRun]) -> list[Score]:
     """The scores of the general benchmarks; of the paper's fine-tuned model under its setting."""
     found = []
     for run in runs:
-        adapter = run.config.get("adapter")
         for score in run.scores:
             setting, tags = score.setting, score.tags
-            if adapter and adapter["mix"] and adapter["benchmark"] == "imagenet":
+            if papers_training(run) == MIXED:
                 setting = setting.replace("official", "further_finetuned")
                 tags = tuple(tag for tag in tags if not tag.startswith("fine-tuned: "))
             found.append(replace(score, setting=setting, tags=tags))
@@ -190,7 +192,8 @@ def comparisons(runs: Sequence[ScoredRun]) -> list[dict[str, Any]]:
 def setting_key(run: ScoredRun) -> tuple:
     """What two runs share that may be compared: everything but the fine-tuning."""
     return (run.config["model"], run.config.get("checkpoint"), run.config["benchmark"], run.config["manifest"],
-            run.config["setting"], run.config["max_new_tokens"], run.config.get("dtype"))  # fmt: skip
+            run.config["setting"], run.config["max_new_tokens"], run.config.get("dtype"), run.config.get("template"),
+            run.config.get("model_id"), run.config.get("base_url"))  # fmt: skip
 
 
 def right_by_id(run: ScoredRun) -> dict[str, bool]:
@@ -212,7 +215,8 @@ def causes(runs: Sequence[ScoredRun]) -> list[dict[str, Any]]:
         if config["kind"] != "questions" or config["form"].startswith("rank_"):
             continue
         weights = (config["model"], config.get("checkpoint"), (config.get("adapter") or {}).get("fingerprint"))
-        key = (*weights, config["benchmark"], config["manifest"])
+        of_model = tuple(config.get(name) for name in ("model_id", "base_url", "dtype", "template"))
+        key = (*weights, *of_model, config["benchmark"], config["manifest"])
         found.setdefault(key, {})[config["setting"]] = run
     rows = []
     for of_model in found.values():

@@ -142,6 +142,19 @@ def test_an_api_answers(wiki, tiny, monkeypatch, capsys):
             answer(wiki, tiny, "rank", **options | {"form": ("rank_options",)})
 
 
+def test_a_corrected_answer_is_not_scored_with_the_old_one(wiki, tiny):
+    answer(wiki, tiny, "a", form=("free",))
+    text = (wiki / "q.jsonl").read_text()
+    (wiki / "q.jsonl").write_text(text.replace('"label": "A"', '"label": "B"', 1))
+    with pytest.raises(UserError, match="label"):
+        answer(wiki, tiny, "a", form=("free",))
+    lines = text.splitlines(keepends=True)
+    (wiki / "q.jsonl").write_text("".join(lines[::-1]))  # groups do not depend on the order
+    before = {row.example_id: row.class_index for row in rows_of(wiki / "a")}
+    answer(wiki, tiny, "b", form=("free",))
+    assert {row.example_id: row.class_index for row in rows_of(wiki / "b")} == before
+
+
 def test_mistakes_are_told(wiki, tiny):
     with pytest.raises(UserError, match="blip2-2.7b cannot answer without an image: leave out --given text"):
         answer(wiki, tiny, "blip", "blip2-2.7b", given=("text",))

@@ -137,6 +137,13 @@ def test_mistakes_are_told(built, own, tmp_path, monkeypatch, capsys):
         calls = sum(server.calls.values())
         built("dry", server, dry_run=True)
         assert "Estimate, m: " in capsys.readouterr().out and sum(server.calls.values()) == calls
+        built("dry", server, model="another")  # nothing was decided by the dry run
+        (tmp_path / "articles" / "latin.txt").write_bytes("é".encode("latin-1"))
+        with pytest.raises(UserError, match="cannot be read as articles"):
+            built("latin", server)
+        (tmp_path / "articles" / "latin.txt").unlink()
+        with pytest.raises(UserError, match="is the name of a stage's file"):
+            built("drafts", server, name="drafts")
         for name in ("cat", "dog"):
             (tmp_path / "articles" / f"{name}.txt").unlink()
         with pytest.raises(UserError, match="has no article of any class"):

@@ -10,9 +10,9 @@ from api_server import KEY, Server
 from conftest import noise, script
 
 from vlmclassifier.questions.vqa_data import VQA_BENCHMARKS, VqaSetting, load_vqa
-from vlmclassifier.records import UserError
+from vlmclassifier.records import Prediction, UserError
 from vlmclassifier.runs import read_run
-from vlmclassifier.scoring.vqa import anls, normalised, parse_judged, pope_scores, says_yes, vqa_accuracy
+from vlmclassifier.scoring.vqa import anls, normalised, parse_judged, pope_scores, says_yes, score_vqa, vqa_accuracy
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,14 @@ def test_anls_has_a_threshold():
 
 def test_a_judges_number_is_read():
     assert parse_judged("0.5") == 0.5 and parse_judged(" 1.0 |") == 1 and parse_judged("good") is None
-    assert parse_judged("7") is None
+    assert parse_judged("7") is None and parse_judged("1. The prediction") is None and parse_judged("-0.5") is None
+
+
+def test_thoughts_are_no_answers():
+    config = {"metric": "f1", "tags": []}
+    rows = [Prediction("1", '["yes"]', 7, "p", None, "<think>There is no dog? Wait.</think>Yes", None)]
+    scores = {score.metric: score.value for score in score_vqa(Path(), config, rows, ("m", "s", "d"))}
+    assert scores["yes"] == scores["accuracy"] == 100
 
 
 def files_of(folder):
@@ -72,6 +79,8 @@ def files_of(folder):
     (folder / "questions").mkdir()
     question = {"questionId": "q0", "abcLabel": False, "answerTexts": ["x", "y", "z", "w"], "correctAnswer": 2}
     write("questions/0.json", {"imageName": "0.jpg", "questions": {"Which?": question}})
+    write("questions/1.json", {"imageName": "1.jpg", "questions": {"And?": question | {"questionId": "q1"}}})
+    (folder / "ai2d_test_ids.csv").write_text("0\n7\n")
     write("docvqa.json", {"data": [{"questionId": 7, "image": "1.jpg", "question": "Who?", "answers": ["me", "I"]}]})
     write("mmvet.json", {"v1_0": {"imagename": "0.jpg", "question": "What?", "answer": "x <AND> y", "capability": []}})
     return {"textvqa": "textvqa.json", "pope_popular": "pope.json", "pope_adversarial": "pope.json", "ai2d": ".",
@@ -153,6 +162,17 @@ def test_parquet_files_of_the_hub_are_read(tmp_path):
         assert (tmp_path / f"{key}-images" / question.image).read_bytes() == image["bytes"]
         answers = {"textvqa": ("a",) * 10, "pope_popular": ("yes",), "ai2d": ("B",), "docvqa": ("a", "b")}[key]
         assert question.answers == answers
+    other = io.BytesIO()
+    noise((30, 20), 1).save(other, "PNG")  # another data set without ids, read into the same folder
+    rows = [tables["ai2d"][0] | {"image": {"bytes": other.getvalue(), "path": "y.png"}}]
+    (tmp_path / "more").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "more" / "part.parquet")
+    (question,) = load_vqa("ai2d", tmp_path / "more", None, tmp_path / "ai2d-images")
+    assert (tmp_path / "ai2d-images" / question.image).read_bytes() == other.getvalue()
+    for split in ("train", "validation"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "more" / f"{split}-0.parquet")
+    with pytest.raises(UserError, match="parquet files of several splits .train, validation."):
+        load_vqa("ai2d", tmp_path / "more", None, tmp_path / "i")
     assert "Reference OCR token: w" in VqaSetting(VQA_BENCHMARKS["textvqa"]).shown(
         load_vqa("textvqa", tmp_path / "textvqa", None, tmp_path / "i")[0]
     )  # fmt: skip

@@ -170,6 +170,10 @@ def test_settings_have_the_papers_names():
     [
         ('{"image": "1.png", "text": "Q?\\nA. x\\nB. y\\nChoose A or B.", "label": "C", "classname": "x"}',
          "row 2: the label 'C' is none of its options, A, B"),
+        ('{"image": "1.png", "text": "Q?\\nA. x\\nB. y", "label": "AB", "classname": "x"}',
+         "the label 'AB' is none of"),
+        ('{"image": "1.png", "text": "Q?\\nA. x\\nB. y\\nD. z", "label": "A", "classname": "x"}',
+         "letters must be in order"),
         ('{"image": "1.png", "text": "Q?", "label": "A", "classname": "x"}', "row 2: the text has no question with"),
         ('{"image": "1.png", "text": "Q?\\nA. x\\nB. y", "label": "A"}', "row 2 is no question"),
         ('{"image": 3, "text": "Q?\\nA. x\\nB. y", "label": "A", "classname": "x"}', "row 2: image, text, label and"),

@@ -90,7 +90,8 @@ class QuestionModel(Protocol):
 def load_model(args: AnswerArgs) -> QuestionModel:
     """The model of the arguments. Raises UserError for an unknown one, and for a missing key."""
     is_registered = args.model in MODELS and MODELS[args.model].kind == "api"
-    is_api = bool(args.base_url) or args.model.startswith(PROVIDERS) or is_registered
+    is_local = args.weights is not None or args.model in {one.source for one in MODELS.values() if one.kind == "vlm"}
+    is_api = bool(args.base_url) or is_registered or (args.model.startswith(PROVIDERS) and not is_local)
     return ApiModel(args) if is_api else LocalModel(args)
 
 

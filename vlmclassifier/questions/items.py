@@ -121,7 +121,7 @@ def _parse_line(line: str, row: str) -> ChoiceQuestion:
     if not all(isinstance(value, str) and value.strip() for value in (image, text, label, name)):
         raise UserError(f"{row}: image, text, label and classname must be texts.")
     question, options = split_text(text, row)
-    if label not in LETTERS[: len(options)]:
+    if label not in list(LETTERS[: len(options)]):
         raise UserError(f"{row}: the label {label!r} is none of its options, {', '.join(LETTERS[: len(options)])}.")
     wiki = values.get("wiki") or ""
     return ChoiceQuestion(
@@ -141,6 +141,8 @@ def split_text(text: str, row: str) -> tuple[str, tuple[str, ...]]:
         match = OPTION.fullmatch(line)
         if match and match[1] == LETTERS[len(options)]:
             options.append(match[2].strip())
+        elif match:
+            raise UserError(f"{row}: after {len(options)} options comes {match[1]}: the letters must be in order.")
         elif options:
             options[-1] += f"\n{line}"  # an option of several lines
     question = "\n".join(lines[:start]).strip()
@@ -156,7 +158,9 @@ def image_file(root: Path, question: ChoiceQuestion) -> Path:
     roots = [Path(os.path.abspath(folder)) for folder in (root, *trusted_roots())]
     if not any(file.is_relative_to(folder) for folder in roots):
         raise UserError(f"{question.row}: the image path {question.image} leaves {root}: fix the row.")
-    places = [file, *(roots[0] / folder / path.name for folder in IMAGE_FOLDERS)]
+    places = [file]
+    if path.name.startswith("ILSVRC2012_val_"):
+        places += [roots[0] / folder / path.name for folder in IMAGE_FOLDERS]
     for place in places:
         if place.is_file():
             return place

@@ -83,7 +83,8 @@ def export_tasks(out: Path, model: str, weights: Path | None) -> str:
         raise UserError(f"No benchmark's images are here ({'; '.join(missing)}).")
     absent = f"\nNot written: {'; '.join(missing)}" if missing else ""
     checkpoint = weights or "MERGED_CHECKPOINT"
+    name = "llava_hf" if model.startswith("llava-") else "MODEL_OF_LMMS_EVAL"
     return (
-        f"Written: {out}{absent}\nNext, with lmms-eval installed, for {model}: python -m lmms_eval --model llava_hf "
+        f"Written: {out}{absent}\nNext, with lmms-eval installed, for {model}: python -m lmms_eval --model {name} "
         f"--model_args pretrained={checkpoint} --tasks {','.join(written)} --include_path {out} --batch_size 1"
     )

@@ -82,13 +82,17 @@ class QuestionSetting:
         """The answers that are ranked."""
         return list(question.options) if self.form == "rank_options" else list(LETTERS[: len(question.options)])
 
+    def label(self, question: ChoiceQuestion) -> str:
+        """What is right: the letter, of the naming of an image the class name."""
+        return question.class_name if self.form == "naming" else question.letter
+
     def row(
         self, question: ChoiceQuestion, group: int, prompt: str, output: str, ranking: tuple[int, ...] | None = None
     ) -> Prediction:  # fmt: skip
         """The row of an answer (scoring.questions.Answers); of the naming of an image the label is the class name."""
         if self.form == "naming":
-            return Prediction(question.id, question.class_name, group, prompt, None, output, None)
-        return Prediction(question.id, question.letter, group, prompt, question.options, output, ranking)
+            return Prediction(question.id, self.label(question), group, prompt, None, output, None)
+        return Prediction(question.id, self.label(question), group, prompt, question.options, output, ranking)
 
 
 def check_question_settings(forms: tuple[str, ...], given: tuple[str, ...], thought: bool) -> list[QuestionSetting]:

@@ -4,7 +4,9 @@ Official files: TextVQA_0.5.1_val.json, coco_pope_popular.json and coco_pope_adv
 DocVQA's val_v1.0.json, mm-vet.json. Hub: the parquet files of lmms-lab, whose images are written to a folder.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +99,15 @@ class VqaSetting:
             text += f"\nReference OCR token: {', '.join(question.ocr)}"
         return text + self.benchmark.ending
 
+    def label(self, question: VqaQuestion) -> str:
+        """The JSON list of right answers."""
+        return json.dumps(list(question.answers), ensure_ascii=False)
+
     def row(
         self, question: VqaQuestion, group: int, prompt: str, output: str, ranking: tuple[int, ...] | None = None
     ) -> Prediction:  # fmt: skip
         """The row of an answer: the label is the JSON list of right answers, `class_index` the number of the image."""
-        label = json.dumps(list(question.answers), ensure_ascii=False)
-        return Prediction(question.id, label, group, prompt, question.options or None, output, ranking)
+        return Prediction(question.id, self.label(question), group, prompt, question.options or None, output, ranking)
 
 
 def load_vqa(key: str, source: Path, ocr: Path | None, images: Path) -> list[VqaQuestion]:
@@ -114,6 +119,8 @@ def load_vqa(key: str, source: Path, ocr: Path | None, images: Path) -> list[Vqa
     parquets = sorted(source.rglob("*.parquet")) if source.is_dir() else []
     if source.suffix == ".parquet":
         parquets = [source]
+    if len(splits := {file.name.split("-")[0] for file in parquets if "-" in file.name}) > 1:
+        raise UserError(f"{source} has parquet files of several splits ({', '.join(sorted(splits))}): give one file.")
     try:
         if parquets:
             questions = list(_hub(key, parquets, images))
@@ -154,12 +161,18 @@ def _yes_or_no(label: str) -> str:
 
 
 def _ai2d(folder: Path, ocr: Any) -> Iterator[VqaQuestion]:
+    listed = folder / "ai2d_test_ids.csv"  # the test split; without it every image counts
+    test = set(listed.read_text(encoding="utf-8").split()) if listed.exists() else None
+    images = "images/" if (folder / "images").is_dir() else ""
     for file in sorted((folder / "questions" if (folder / "questions").is_dir() else folder).glob("*.json")):
         values = json.loads(file.read_text(encoding="utf-8"))
+        if test is not None and Path(values["imageName"]).stem not in test:
+            continue
         for text, row in values["questions"].items():
             if not row.get("abcLabel"):  # the labels of others are replaced in other images
-                yield VqaQuestion(row["questionId"], values["imageName"], text, (LETTERS[int(row["correctAnswer"])],),
-                                  tuple(row["answerTexts"]), row=f"{file.name}")  # fmt: skip
+                right = (LETTERS[int(row["correctAnswer"])],)
+                yield VqaQuestion(row["questionId"], images + values["imageName"], text, right,
+                                  tuple(row["answerTexts"]), row=file.name)  # fmt: skip
 
 
 def _docvqa(file: Path, ocr: Any) -> Iterator[VqaQuestion]:
@@ -189,10 +202,9 @@ def _hub(key: str, files: Sequence[Path], images: Path) -> Iterator[VqaQuestion]
                 number += 1
                 if key.startswith("pope_") and row.get("category", key[5:]) != key[5:]:
                     continue
-                identity = str(row.get("question_id") or row.get("questionId") or row.get("id") or number)
-                name = f"{identity}{_suffix(row['image']['bytes'])}"
-                if not (images / name).exists():
-                    (images / name).write_bytes(row["image"]["bytes"])
+                ids = [row.get(name) for name in ("question_id", "questionId", "id")]
+                identity = str(next((one for one in ids if one is not None), number))
+                name = _write_image(images, row["image"]["bytes"])
                 options = tuple(row.get("options") or ())
                 answers = row.get("answers") or [row["answer"]]
                 if options:
@@ -203,5 +215,12 @@ def _hub(key: str, files: Sequence[Path], images: Path) -> Iterator[VqaQuestion]
                                   tuple(row.get("ocr_tokens") or ()), f"{file.name} row {number}")  # fmt: skip
 
 
-def _suffix(data: bytes) -> str:
-    return ".png" if data.startswith(b"\x89PNG") else ".jpg"
+def _write_image(folder: Path, data: bytes) -> str:
+    """Write an image by the hash of its bytes, once; returns its name."""
+    suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
+    name = f"{hashlib.sha256(data).hexdigest()[:20]}{suffix}"
+    if not (folder / name).exists():
+        unfinished = folder / f".{name}.{os.getpid()}"
+        unfinished.write_bytes(data)
+        unfinished.replace(folder / name)
+    return name

@@ -11,6 +11,7 @@ from vlmclassifier.questions.parsing import parse_paper
 from vlmclassifier.records import Prediction, Score, UserError
 from vlmclassifier.scoring.questions import grouped_proportion
 from vlmclassifier.scoring.statistics import Estimate
+from vlmclassifier.thoughts import final_answer
 
 RESAMPLES = 2_000
 ANLS_THRESHOLD = 0.5
@@ -85,7 +86,7 @@ def anls(answer: str, answers: Sequence[str]) -> float:
 def score_vqa(folder: Path, config: dict[str, Any], rows: Sequence[Prediction], common: tuple) -> list[Score]:
     """The scores of a run. `common`: model, setting, data set; `accuracy` is what the paper's table has."""
     metric, groups = config["metric"], [row.class_index for row in rows]
-    answers = [row.output.strip() for row in rows]
+    answers = [final_answer(row.output, row.prompt)[0].strip() for row in rows]
     right = [json.loads(row.label) for row in rows]
     tags = tuple(config["tags"])
     if metric == "judge":
@@ -118,8 +119,9 @@ def pope_scores(
     import numpy as np
 
     counts = np.array([[s and t, s and not t, not s and t] for s, t in zip(said, true, strict=True)], dtype=float)
-    sums = np.zeros((max(groups) + 1, 3))
-    np.add.at(sums, np.asarray(groups), counts)
+    _, places = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.zeros((places.max() + 1, 3))
+    np.add.at(sums, places, counts)
     draws = np.random.default_rng(0).multinomial(len(sums), [1 / len(sums)] * len(sums), size=RESAMPLES) @ sums
 
     def ratio(numerator: Any, denominator: Any) -> Any:
@@ -170,10 +172,12 @@ JUDGE_PROMPT = (
 
 
 def parse_judged(text: str) -> float | None:
-    """The score in a judge's answer: its first number, if that is from 0 to 1; else None."""
-    match = re.search(r"\d+(?:\.\d+)?", text)
-    value = float(match[0]) if match else -1.0
-    return value if 0 <= value <= 1 else None
+    """The score in a judge's answer: its first word, if that is a number from 0 to 1; else None."""
+    words = text.split()
+    if not words or not re.fullmatch(r"\d+(?:\.\d+)?", words[0]):
+        return None
+    value = float(words[0])
+    return value if value <= 1 else None
 
 
 def read_judged(folder: Path, rows: Sequence[Prediction]) -> list[float] | None:
