@@ -215,8 +215,8 @@ def causes(runs: Sequence[ScoredRun]) -> list[dict[str, Any]]:
         if config["kind"] != "questions" or config["form"].startswith("rank_"):
             continue
         weights = (config["model"], config.get("checkpoint"), (config.get("adapter") or {}).get("fingerprint"))
-        of_model = tuple(config.get(name) for name in ("model_id", "base_url", "dtype", "template"))
-        key = (*weights, *of_model, config["benchmark"], config["manifest"])
+        more = tuple(config.get(name) for name in ("model_id", "base_url", "dtype", "template"))
+        key = (*weights, *more, config["benchmark"], config["manifest"])
         found.setdefault(key, {})[config["setting"]] = run
     rows = []
     for of_model in found.values():

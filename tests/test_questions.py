@@ -145,11 +145,13 @@ def test_sign_flips_equal_an_enumeration():
 def test_causes_sum_to_the_errors():
     rng = random.Random(0)
     keys = [str(number) for number in range(300)]
-    draw = lambda: {key: rng.random() < 0.5 for key in keys}  # noqa: E731
-    right, own, true_name, by_own = draw(), draw(), draw(), draw()
+    draw = lambda share: {key: rng.random() < share for key in keys}  # noqa: E731
+    right, own, true_name, by_own = draw(0.5), draw(0.3), draw(0.6), draw(0.4)
     counts = error_causes(right, own, true_name, by_own)
     assert sum(counts[cause] for cause in CAUSES) == counts["errors"] == sum(not hit for hit in right.values())
     assert counts["joining"] == sum(not right[k] and own[k] and true_name[k] for k in keys)
+    assert counts["recognition"] == sum(not right[k] and not own[k] and true_name[k] for k in keys)
+    assert counts["knowledge"] == sum(not right[k] and not true_name[k] for k in keys)
     assert counts["lucky"] == sum(right[k] and not own[k] and not by_own[k] for k in keys)
 
 

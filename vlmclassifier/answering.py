@@ -40,7 +40,7 @@ class Answerer:
             yield len(batch)
 
     def _load(self, question: ChoiceQuestion) -> tuple[ChoiceQuestion, object]:
-        if not self.setting.has_image:
+        if not self.setting.has_image or self.setting.is_ranked:  # of ranked rows the collator opens it
             return question, None
         return question, open_image(image_file(self.root, question), self.root, question.row)
 
