@@ -29,6 +29,7 @@ from vlmclassifier.benchmarks import BENCHMARKS, Evaluation, find_benchmark
 from vlmclassifier.finetuning.settings import (
     accumulated_parts,
     captioner_of,
+    check_gpus,
     deviations,
     digest,
     mixed_files,
@@ -237,16 +238,6 @@ def check_numbers(args: Args) -> None:
             raise UserError(f"--report-to {name} needs a package that is not installed: pip install {name}.")
     accumulated_parts(args.effective_batch, args.batch_size)
     mixed_files(args.mix, args.image_root)
-
-
-def check_gpus(device: str) -> None:
-    """Raise UserError where Trainer would divide every batch over several GPUs, in a step larger than is printed."""
-    import torch
-
-    count = torch.cuda.device_count()
-    if device.startswith("cuda") and count > 1 and processes() == 1:
-        raise UserError(f"This process sees {count} GPUs: start it by accelerate launch, or choose one GPU by "
-                        "CUDA_VISIBLE_DEVICES.")  # fmt: skip
 
 
 def describe_batch(args: Args) -> str:

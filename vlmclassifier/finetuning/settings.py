@@ -119,3 +119,13 @@ def captioner_of(file: Path | None) -> str | None:
     if file is None or not (record := file.with_name(f"{file.name}.json")).exists():
         return None
     return json.loads(record.read_text(encoding="utf-8")).get("model")
+
+
+def check_gpus(device: str) -> None:
+    """Raise UserError where Trainer would divide every batch over several GPUs, in a step larger than is printed."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if device.startswith("cuda") and count > 1 and processes() == 1:
+        raise UserError(f"This process sees {count} GPUs: start it by accelerate launch, or choose one GPU by "
+                        "CUDA_VISIBLE_DEVICES.")  # fmt: skip
