@@ -133,7 +133,7 @@ def main(args: Args) -> None:
                              "characters": args.characters}, write=not args.dry_run)  # fmt: skip
         articles = read_articles(args, task, out / "articles.jsonl")
         stages["articles"] = len(articles)
-        print_estimate(args, spec, articles)
+        print_estimate(args, spec, articles, out)
         if args.dry_run:
             return
         written = write_drafts(args, spec, articles, out)
@@ -207,8 +207,12 @@ def read_articles(args: Args, task: Evaluation, file: Path) -> dict[str, str]:
             raise UserError(f"{len(failures)} articles could not be downloaded, such as {failures[0]}: run it again.")
     else:
         texts = given_articles(Path(str(args.articles)))
-        for name in names:  # an article that was added since
-            if name in texts and name in stage.rows and stage.rows[name]["text"] is None:
+        drafted = Stage(file.with_name("drafts.jsonl"), names).rows
+        for name in names:  # an article that was added or changed since
+            if name in texts and name in stage.rows and stage.rows[name]["text"] != texts[name]:
+                if name in drafted:
+                    raise UserError(f"{args.articles}: the article of {name} has changed since its questions were "
+                                    f"written: restore it, or choose another --out.")  # fmt: skip
                 del stage.rows[name]
         stage.run(lambda keys: ((key, {"title": key, "text": texts.get(key)}) for key in keys), "articles")
     found = {name: stage.rows[name]["text"] for name in names if stage.rows[name]["text"]}
@@ -351,15 +355,21 @@ def finish_stage(failures: Sequence[Exception]) -> None:
         )
 
 
-def print_estimate(args: Args, spec: ModelSpec, articles: dict[str, str]) -> None:
-    """Calls and tokens of writing and filtering."""
-    from vlmclassifier.api.costs import estimated_usage, recorded_usage, total_usage
+def print_estimate(args: Args, spec: ModelSpec, articles: dict[str, str], out: Path) -> None:
+    """Calls and tokens of the writing and filtering that is still to be done."""
+    from vlmclassifier.api.costs import ANSWER_TOKENS, QUESTIONS_TOKENS, estimated_usage, recorded_usage, total_usage
 
-    prompts = [WRITE.format(name=name, article=text[: args.characters]) for name, text in articles.items()]
-    filters = ["x" * 400] * (10 * len(articles))  # five questions, each with the name and without
+    drafts = Stage(out / "drafts.jsonl", list(articles))
+    prompts = [WRITE.format(name=name, article=articles[name][: args.characters]) for name in drafts.pending]
+    written = sum(len(drafts.rows[name]["drafts"]) for name in articles if name in drafts.rows)
+    answered = sum(len(Stage(out / f"{name}.jsonl", []).rows) for name in ("with_name", "without_name"))
+    filters = ["x" * 400] * max(0, 2 * (5 * len(prompts) + written) - answered)  # with the name and without
     provider, none = str(spec.provider), recorded_usage([])
-    usage = total_usage([estimated_usage(provider, texts, [], 0, none) for texts in (prompts, filters)])
-    print(f"{len(articles)} classes with articles. Estimate, {spec.source}: "
+    usage = total_usage([
+        estimated_usage(provider, texts, [], 0, none, tokens)
+        for texts, tokens in ((prompts, QUESTIONS_TOKENS), (filters, ANSWER_TOKENS))
+    ])  # fmt: skip
+    print(f"{len(articles)} classes with articles, {len(prompts)} without questions. Estimate, {spec.source}: "
           f"{usage.sentence(args.prices or spec.prices)}")  # fmt: skip
 
 

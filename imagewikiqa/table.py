@@ -47,6 +47,8 @@ def main(args: Args) -> None:
     collected = collect_runs([args.outputs], ["questions", "vqa"])
     runs = [run for run in collected.runs if run.config["kind"] == "questions" and run.config["form"] != "naming"]
     vqa = [run for run in collected.runs if run.config["kind"] == "vqa"]
+    if not collected.runs and collected.notes:
+        raise UserError(f"No scores in {args.outputs}: {collected.notes[0]}")
     if not collected.runs:
         raise UserError(f"No answers in {args.outputs}: start with imagewikiqa/answer.py or other_benchmarks.py.")
     files = []

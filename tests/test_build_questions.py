@@ -95,7 +95,7 @@ def test_a_malformed_reply_is_asked_for_again(first_reply, built, tmp_path, caps
         assert built("out", server) == files and sum(server.calls.values()) == calls
 
 
-@pytest.mark.parametrize("stage", ["questions", "with_name", "without_name"])
+@pytest.mark.parametrize("stage", ["articles", "questions", "with_name", "without_name"])
 def test_an_interrupted_construction_continues(stage, built, tmp_path, monkeypatch):
     from vlmclassifier.questions.stages import Stage
 
@@ -131,6 +131,13 @@ def test_mistakes_are_told(built, own, tmp_path, monkeypatch, capsys):
         assert "1 of 2 classes have no article and get no questions: dog" in capsys.readouterr().out
         (tmp_path / "articles" / "dog.txt").write_text("The dog is old.")
         assert "number 1" in built("part", server)["mine_wikiqa.jsonl"].decode()
+        assert "2 classes with articles, 1 without questions" in capsys.readouterr().out
+        built("part", server)
+        assert "0 without questions. Estimate, m: 0 calls" in capsys.readouterr().out
+        (tmp_path / "articles" / "dog.txt").write_text("The dog is young.")
+        with pytest.raises(UserError, match="the article of dog has changed since its questions were written"):
+            built("part", server)
+        (tmp_path / "articles" / "dog.txt").write_text("The dog is old.")
         assert {q.class_name for q in read_questions(tmp_path / "part" / "mine_wikiqa.jsonl")} == {"cat", "dog"}
         with pytest.raises(UserError, match="part holds another construction .characters"):
             built("part", server, characters=5)
@@ -157,6 +164,7 @@ def test_mistakes_are_told(built, own, tmp_path, monkeypatch, capsys):
         ({"answer": 4}, "no index of a choice"), ({"answer": True}, "no index of a choice"),
         ({"choices": ["a", "a", "b", "c"]}, "the same choice twice"), ({"reference": ""}, "no reference"),
         ({"question": "How old is a newt?"}, "contains the class name"),
+        ({"choices": ["a", "the newt", "b", "c"]}, "a choice contains the class name"),
         ({"question": "How old is it?"}, "does not say"),
         ({"choices": "abcd"}, "does not have 4 choices"), ({"question": "a\nb"}, "no text of one line"),
     ],

@@ -107,8 +107,11 @@ def test_official_files_are_answered_and_scored(key, tiny, tmp_path, capsys):
     }  # fmt: skip
     assert expected.get(key, "Answer the question using a single word or phrase.") in rows[0].prompt
     assert "needs a judge" in printed if key == "mmvet" else "accuracy" in printed and "questions" in printed
-    if key != "mmvet":
-        table = script("imagewikiqa/table.py")
+    table = script("imagewikiqa/table.py")
+    if key == "mmvet":
+        with pytest.raises(UserError, match="No scores in .*: a is not judged: the same command with --judge MODEL"):
+            table.main(table.Args(tmp_path / "runs"))
+    else:
         table.main(table.Args(tmp_path / "runs"))
         assert "Table 13: general benchmarks" in capsys.readouterr().out
     source = tmp_path / "broken.json"

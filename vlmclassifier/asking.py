@@ -16,7 +16,7 @@ from vlmclassifier.prompts import THOUGHT
 from vlmclassifier.questions.items import ChoiceQuestion, image_file
 from vlmclassifier.questions.settings import QuestionSetting
 from vlmclassifier.records import Prediction, UserError
-from vlmclassifier.runs import Run
+from vlmclassifier.runs import Run, read_rows
 
 if TYPE_CHECKING:
     from vlmclassifier.api import Api
@@ -188,7 +188,7 @@ class ApiModel:
     def answer(self, run: Run, asking: Asking, batch_size: int) -> None:
         """Send what a run has no row for, after an estimate of its cost."""
         from vlmclassifier.api import encode_image
-        from vlmclassifier.api.costs import estimated_usage, recorded_usage
+        from vlmclassifier.api.costs import ANSWER_TOKENS, THOUGHT_TOKENS, estimated_usage, recorded_usage
         from vlmclassifier.api.setting_run import SAMPLE_SIZE, send_pending
         from vlmclassifier.images import image_sizes
 
@@ -198,7 +198,10 @@ class ApiModel:
         if setting.has_image:
             sizes = image_sizes([str(image_file(asking.root, question)) for question in pending[:SAMPLE_SIZE]])
         prompts = [self._prompt(asking, question) for question in pending]
-        usage = estimated_usage(str(self.spec.provider), prompts, sizes, self.args.max_side, recorded_usage([]))
+        tokens = THOUGHT_TOKENS if setting.has_thought else ANSWER_TOKENS
+        usage = estimated_usage(
+            str(self.spec.provider), prompts, sizes, self.args.max_side, recorded_usage(read_rows(run.folder)), tokens
+        )
         print(f"Estimate, {self.spec.source}: {usage.sentence(self.spec.prices)}", flush=True)
         api = self._api(self.args.new_tokens(setting))
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from vlmclassifier.records import Prediction
 
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly
-ANSWER_TOKENS = 64  # assumed per answer before there is a recorded one
+# Assumed per answer before there is a recorded one: of a name, with chain of thought, of five questions as JSON.
+ANSWER_TOKENS, THOUGHT_TOKENS, QUESTIONS_TOKENS = 64, 300, 700
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,14 @@ def recorded_usage(predictions: Sequence[Prediction]) -> Usage:
 
 
 def estimated_usage(
-    provider: str, prompts: Sequence[str], sizes: Sequence[tuple[int, int]], max_side: int, recorded: Usage
-) -> Usage:
+    provider: str, prompts: Sequence[str], sizes: Sequence[tuple[int, int]], max_side: int, recorded: Usage,
+    answer_tokens: int = ANSWER_TOKENS,
+) -> Usage:  # fmt: skip
     """The estimated usage of one request per prompt.
 
     `sizes`: widths and heights in pixels of the images, or of a sample of them. `max_side`: the longer side in pixels
     to which images are shrunk. `recorded`: the usage of the recorded answers of the same run; if there are any, the
-    estimate uses their means.
+    estimate uses their means, else `answer_tokens` per answer.
     """
     calls = len(prompts)
     if recorded.calls and recorded.input_tokens:
@@ -63,7 +65,7 @@ def estimated_usage(
     tokens_per_image = [image_tokens(provider, width, height, max_side) for width, height in sizes] or [0]
     prompt_tokens = sum(len(prompt) for prompt in prompts) / CHARACTERS_PER_TOKEN
     input_tokens = round(prompt_tokens + calls * sum(tokens_per_image) / len(tokens_per_image))
-    return Usage(calls, input_tokens, calls * ANSWER_TOKENS)
+    return Usage(calls, input_tokens, calls * answer_tokens)
 
 
 def image_tokens(provider: str, width: int, height: int, max_side: int) -> int:

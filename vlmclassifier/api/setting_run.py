@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from vlmclassifier import cli
 from vlmclassifier.api.client import Api, encode_image
 from vlmclassifier.api.concurrency import FailureTracker, interruptible, run_in_threads
-from vlmclassifier.api.costs import Usage, estimated_usage, recorded_usage, total_usage
+from vlmclassifier.api.costs import (
+    ANSWER_TOKENS,
+    THOUGHT_TOKENS,
+    Usage,
+    estimated_usage,
+    recorded_usage,
+    total_usage,
+)
 from vlmclassifier.benchmarks import Evaluation
 from vlmclassifier.images import image_sizes, open_image
 from vlmclassifier.prompts import THOUGHT, PromptSetting
@@ -133,7 +140,8 @@ class SettingRun:
         rows = recorded_rows(self.folder, self.config)
         done = {row.example_id for row in rows}
         prompts = [self.prompt(example) for example in self.task.examples if example.id not in done]
-        return estimated_usage(provider, prompts, sizes, self.max_side, recorded_usage(rows))
+        tokens = THOUGHT_TOKENS if self.setting.chain_of_thought else ANSWER_TOKENS
+        return estimated_usage(provider, prompts, sizes, self.max_side, recorded_usage(rows), tokens)
 
     def finish(
         self, prices: Sequence[float] | None, accept_unanswered: bool = False

@@ -1,7 +1,7 @@
 """Shared parts of the sections' mini_study.py scripts: arguments, run folders, processes, saved answers."""
 
 import os
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +19,7 @@ from vlmclassifier.runs import read_run
 from vlmclassifier.scoring.metrics import Answers
 
 PROCESSES = 2
+IMPORTED_ONCE = ("vlmclassifier.clip", "vlmclassifier.ranking.ranker", "vlmclassifier.answering")  # by all workers
 VLM, CLIP, BLIP = "mini-llava", "mini-clip", "mini-blip2"
 
 # Image id -> its label, and whether the answer is correct by the paper's metric.
@@ -67,14 +68,28 @@ class StudyArgs:
 
 
 def run_logged(log: Path, command: Sequence[object]) -> None:
-    """Run one script on one core, its output in a log file. Raises UserError with its last line where it fails."""
+    """Run one script on one core, its output in a log file. Raises UserError with its last line where it fails.
+
+    The process is forked from one that has imported the libraries, which takes as long as a short script.
+    """
     words = [str(word) for word in command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(log, "a", encoding="utf-8") as stream:
-        done = subprocess.run([sys.executable, *words], cwd=PROJECT_ROOT, env=environment, stdout=stream, stderr=stream)
-    if done.returncode:
+    process = cli.worker_context(*IMPORTED_ONCE).Process(target=_run_script, args=(log.resolve(), words))
+    process.start()
+    process.join()
+    if process.exitcode:
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
         raise UserError(f"{words[0]} stopped ({''.join(last)}; all of it: {log}): fix the cause and run it again.")
+
+
+def _run_script(log: Path, words: list[str]) -> None:
+    cli.use_one_core()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that it starts
+    os.chdir(PROJECT_ROOT)
+    with open(log, "a", encoding="utf-8") as stream:
+        for output in (sys.stdout, sys.stderr):
+            os.dup2(stream.fileno(), output.fileno())
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def open_world(names: Sequence[str], wording: str = "base") -> PromptSetting:
@@ -125,7 +140,7 @@ def map_in_processes(work: Callable[[Any], None], jobs: Sequence[Any]) -> None:
         for job in jobs:
             work(job)
         return
-    context = cli.worker_context("vlmclassifier.clip", "vlmclassifier.ranking.ranker", "vlmclassifier.vlm")
+    context = cli.worker_context(*IMPORTED_ONCE)
     with ProcessPoolExecutor(PROCESSES, context, initializer=cli.use_one_core) as pool:
         list(pool.map(work, jobs))
 

@@ -88,8 +88,8 @@ def _parse_draft(row: Any, class_name: str, number: int) -> Draft:
         raise DraftError(f"question {number} has no index of a choice as its answer")
     if not isinstance(reference, str) or not reference.strip():
         raise DraftError(f"question {number} has no reference")
-    if leaks(question, class_name):
-        raise DraftError(f"question {number} contains the class name")
+    if leaks("\n".join((question, *options)), class_name):
+        raise DraftError(f"question {number} or a choice contains the class name")
     if not re.search(r"\b(this|these) objects?\b", question, re.IGNORECASE):
         raise DraftError(f'question {number} does not say "this object"')
     return Draft(class_name, question.strip(), options, answer, reference.strip())

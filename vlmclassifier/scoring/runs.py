@@ -227,6 +227,8 @@ def collect_runs(
             if tag := tag_of_weights.get(_weights_of(config)):
                 run = _with_tag(run, tag)
             finished.append(run)
+            if not run.scores and config.get("metric") == "judge":
+                collected.notes.append(f"{folder.name} is not judged: the same command with --judge MODEL.")
             if not (config["kind"] == "ranking" and config["split"] == "train"):
                 _keep_the_largest(cells, run, collected.notes)
     collected.scores = [score for _, _, scores in cells.values() for score in scores]

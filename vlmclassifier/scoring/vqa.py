@@ -155,6 +155,13 @@ def mean(values: Sequence[float], groups: Sequence[int]) -> Estimate:
 
 
 # MM-Vet's prompt for the judge (Yu et al., 2023), without its two examples of a meme.
+# The prompt of MM-Vet's evaluation (Yu et al., 2024, Table 1), with all of its examples.
+MEME = (
+    "Can you explain this meme? | This meme is poking fun at the fact that the names of the countries Iceland and "
+    "Greenland are misleading. Despite its name, Iceland is known for its beautiful green landscapes, while Greenland "
+    "is mostly covered in ice and snow. The meme is saying that the person has trust issues because the names of these "
+    "countries do not accurately represent their landscapes. | The meme "
+)
 JUDGE_PROMPT = (
     "Compare the ground truth and prediction from AI models, to give a correctness score for the prediction. <AND> in "
     "the ground truth means it is totally right only when all elements in the ground truth are present in the "
@@ -167,6 +174,13 @@ JUDGE_PROMPT = (
     "What is x in the equation? | -1 <AND> -5 | x = -5 | 0.5\n"
     "What is x in the equation? | -1 <AND> -5 | x = -5 or 5 | 0.5\n"
     "What is x in the equation? | -1 <AND> -5 | x = -1 or x = -5 | 1.0\n"
+    f"{MEME}talks about Iceland and Greenland. It's pointing out that despite their names, Iceland is not very icy and "
+    "Greenland isn't very green. | 0.4\n"
+    f"{MEME}is using humor to point out the misleading nature of Iceland's and Greenland's names. Iceland, despite its "
+    "name, has lush green landscapes while Greenland is mostly covered in ice and snow. The text 'This is why I have "
+    "trust issues' is a playful way to suggest that these contradictions can lead to distrust or confusion. The humor "
+    "in this meme is derived from the unexpected contrast between the names of the countries and their actual physical "
+    "characteristics. | 1.0\n"
     "{question} | {truth} | {prediction} | "
 )
 
