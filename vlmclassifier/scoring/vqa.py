@@ -154,7 +154,6 @@ def mean(values: Sequence[float], groups: Sequence[int]) -> Estimate:
     return Estimate(100 * float(np.mean(values)), float(low), float(high), len(values))
 
 
-# MM-Vet's prompt for the judge (Yu et al., 2023), without its two examples of a meme.
 # The prompt of MM-Vet's evaluation (Yu et al., 2024, Table 1), with all of its examples.
 MEME = (
     "Can you explain this meme? | This meme is poking fun at the fact that the names of the countries Iceland and "
