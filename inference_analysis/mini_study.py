@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import calibrate
 import rank_labels
 import table
 
@@ -43,6 +44,7 @@ from vlmclassifier.mini.study import (
     with_candidates,
 )
 from vlmclassifier.prompts import WORDINGS
+from vlmclassifier.records import UserError
 from vlmclassifier.scoring.runs import score_run
 from vlmclassifier.scoring.statistics import paired_difference
 
@@ -50,6 +52,10 @@ if TYPE_CHECKING:
     from vlmclassifier.scoring.rankings import Ranking
 
 paper = partial(paper_number, Path(__file__).parent / "paper.csv", "table2", "LLaVA1.5-7B")
+CALIBRATION = {
+    "ece_before": "calibration error", "ece_after": "calibration error, temperature of train images",
+    "coverage_90": "coverage at 90% accuracy",
+}  # fmt: skip
 PER_TOKEN = {"sum": False, "mean": True}
 
 
@@ -71,7 +77,7 @@ def main(args: Args) -> None:
     hits = common_images({CLIP: clip} | training_free_hits(args, "test", ranking, train))
     on_train = common_images(training_free_hits(args, "train", train, train))
     best = max(on_train, key=lambda method: sum(values(on_train[method])))
-    findings = [*wordings(hits, args), *rankings(hits, train), *best_method(hits, args, best)]
+    findings = [*wordings(hits, args), *rankings(hits, train), *best_method(hits, args, best), *calibration(args)]
     findings = without_paper(findings, args.benchmark)
     write_findings(findings, out / "findings.csv")
     guidance = table.write_guidance(out, [score_run(ranking_run(args.root))])
@@ -163,6 +169,21 @@ def best_method(hits: dict[str, Hits], args: Args, best: str) -> list[Finding]:
         finding("F2", "CLIP minus best training-free method", paired_difference(clip, own), 74.8 - 47.6,
                 verdict(row.high < above.low)),
     ]  # fmt: skip
+
+
+def calibration(args: Args) -> list[Finding]:
+    """Reported beside F2: how far the scores are from probabilities, and how much can be answered at 90% accuracy."""
+    try:
+        rows = calibrate.calibrate(args.root)[0]["calibration"]
+    except UserError as error:
+        print(f"{error} Calibration is not reported.")
+        return []
+    found = []
+    for row in rows:
+        model, n = ("VLM's ranking" if row["setting"] == "prob_sum" else "CLIP"), row["n"]
+        for key, words in CALIBRATION.items():
+            found.append(Finding("", f"{model}: {words}", row[key], row[f"{key}_low"], row[f"{key}_high"], n))
+    return found
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from vlmclassifier.class_lists import indistinct_warning, same_for_model
 from vlmclassifier.images import open_image, prefetch
 from vlmclassifier.models import find_model
 from vlmclassifier.prompts import CAPTION, PromptSetting, clip_settings
-from vlmclassifier.records import Example, Prediction, images_named
+from vlmclassifier.records import Example, Prediction, UserError, images_named
 from vlmclassifier.runs import Run, open_run, pending_together
 from vlmclassifier.scoring.runs import score_run
 
@@ -44,6 +44,8 @@ class Args(RunArgs, DataArgs, ModelArgs):
     run each, with each image encoded once."""
     seed: int = 0
     """Seed of the candidates; they are drawn from (seed, image) alone."""
+    save_scores: bool = False
+    """With --candidates all: keep the scaled similarity of every name, as inference_analysis/calibrate.py reads it."""
     batch_size: int = 64
     """Images per forward pass; the rankings do not depend on it."""
 
@@ -55,6 +57,8 @@ def main(args: Args) -> None:
     spec = find_model(args.model, "clip")
     task = args.load_evaluation()
     settings = clip_settings(task.names, values_of(args.candidates), args.seed)
+    if args.save_scores and all(setting.candidates != "all" for setting in settings):
+        raise UserError("--save-scores keeps the scores of all names: add all to --candidates.")
 
     from vlmclassifier.clip import checkpoint_path, load_clip  # seconds of torch
     from vlmclassifier.devices import resolve_device, resolve_dtype
@@ -65,12 +69,14 @@ def main(args: Args) -> None:
     dtype = resolve_dtype(args.dtype, device)
     runs = {}
     for setting in settings:
+        has_scores = args.save_scores and setting.candidates == "all"
         config = run_config(
             "classify_clip", "clip", spec, task, args.limit, checkpoint=checkpoint, setting=setting, caption=CAPTION,
-            default_dtype=resolve_dtype("auto", device), dtype=dtype,
+            default_dtype=resolve_dtype("auto", device), dtype=dtype, **({"scores": True} if has_scores else {}),
         )  # fmt: skip
         folder = args.run_folder("main_results", run_name(spec, task, checkpoint), setting.name, len(settings) > 1)
-        runs[setting] = open_run(folder, config, task.order, labels=task.labels, batch_size=args.batch_size)
+        width = len(set(task.names)) if has_scores else 0
+        runs[setting] = open_run(folder, config, task.order, width, labels=task.labels, batch_size=args.batch_size)
 
     # ---- classify
     pending = {setting: run for setting, run in runs.items() if not run.complete}
@@ -112,11 +118,13 @@ def classify(clip: "CLIP", task: Evaluation, pending: dict[PromptSetting, Run], 
                 batch = [examples[i] for i in lease]
                 choices = [None if setting.candidates == "all" else setting.choices(example) for example in batch]
                 allowed = [[column[name] for name in drawn] for drawn in choices if drawn is not None] or None
-                rankings = clip.rank(features[[row_of[i] for i in lease]], class_features, allowed)
+                own = features[[row_of[i] for i in lease]]  # [lease, width]
+                rankings = clip.rank(own, class_features, allowed)
+                scores = clip.scores(own, class_features).cpu().numpy() if run.width else None  # [lease, names]
                 run.append([
                     prediction(example, drawn, [names[place] for place in best], task.names)
                     for example, drawn, best in zip(batch, choices, rankings, strict=True)
-                ])  # fmt: skip
+                ], scores)  # fmt: skip
             update()
 
 

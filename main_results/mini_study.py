@@ -117,7 +117,11 @@ def jobs(args: Args) -> list[Job]:
         vlm_args(args, vlm, wording=OTHER_WORDINGS, **train),
         classify_clip.Args(
             CLIP, args.root / "checkpoints" / "clip", candidates=tuple(args.candidates), limit=args.limit,
-            out=clip_out, **args.script_args(),
+            save_scores=True, out=clip_out, **args.script_args(),
+        ),
+        classify_clip.Args(
+            CLIP, args.root / "checkpoints" / "clip", split="train", limit=args.train, save_scores=True,
+            out=answers_run(args.root, CLIP, with_candidates(names, "all"), "train"), **args.script_args(),
         ),
         *(
             vlm_args(args, control, out=control_run(args.root, control.name, open_world(names)))

@@ -264,10 +264,11 @@ def test_the_mini_studies_run_on_trained_checkpoints(main_study, trained, figure
 def test_a_study_with_only_the_list_of_all_names_has_the_usual_folders(main_study, tmp_path):
     """The scripts append -SETTING only to several settings of one call, so the study gives the full name of one."""
     jobs = main_study.jobs(main_study.Args(tmp_path, candidates=("all",)))
-    (clip,) = [job for job in jobs if job.model == "mini-clip"]
-    assert clip.out.name == "mini-clip-closed_world" and clip.candidates == ("all",)
+    clip, train = [job for job in jobs if job.model == "mini-clip"]
+    assert clip.out.name == train.out.name == "mini-clip-closed_world" and clip.candidates == ("all",)
+    assert train.out.parent.name == "train" and train.split == "train"
     jobs = main_study.jobs(main_study.Args(tmp_path, candidates=("2", "all")))
-    assert [job.out.name for job in jobs if job.model == "mini-clip"] == ["mini-clip"]
+    assert [job.out.name for job in jobs if job.model == "mini-clip"] == ["mini-clip", "mini-clip-closed_world"]
 
 
 def test_every_section_of_the_study_has_a_script():

@@ -110,6 +110,15 @@ class CLIP:
             chunks = input_ids[:, :length].split(TEXT_BATCH)  # each [chunk, length]
             return [self.model.encode_text(chunk.to(self.device)) for chunk in chunks]
 
+    def scores(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Similarities [batch, classes] in float32, times the scale that the model was trained with.
+
+        Their softmax over the classes is CLIP's probability of each. A supervised classifier's are its logits.
+        """
+        scale = getattr(self.model, "logit_scale", None)
+        similarity = image_features.float() @ class_features.float().T
+        return similarity if scale is None else similarity * scale.detach().float().exp().to(similarity.device)
+
     def classify(
         self,
         images: Sequence[Image.Image] | Tensor,
