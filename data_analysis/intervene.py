@@ -107,6 +107,9 @@ def main(args: Args) -> None:
     run_all(args, trials)
 
     # ---- read
+    from vlmclassifier.plotting import save
+    from vlmclassifier.plotting.data import dose_response
+
     observed = {name: [row for trial in trials for row in observations(trial, name)] for name in SCORES}
     arm_of = {trial.folder.name: trial.arm for trial in trials}
     clip = log_odds_by_class(clip_run)
@@ -123,12 +126,12 @@ def main(args: Args) -> None:
         write_csv(home / "doses.csv", table),
         write_csv(home / "curve.csv", curves),
         write_csv(home / "slopes.csv", slopes, SLOPE_COLUMNS),
-        draw(home / "dose_response.png", curves),
     ]
+    save(dose_response(home.parent), home, "dose_response")
     findings = findings_of(slopes)
     write_findings(findings, home / "findings.csv")
     print(f"\n{readable(findings)}\n\n{sentence(slopes)}\n\nWritten: {', '.join(map(str, files))}, "
-          f"{home / 'findings.csv'}. Next: data_analysis/plot.ipynb")  # fmt: skip
+          f"{home / 'dose_response.png'}, {home / 'findings.csv'}. Next: data_analysis/plot.ipynb")  # fmt: skip
 
 
 def clip_on_train(args: Args, home: Path) -> Path:
@@ -283,31 +286,6 @@ def sentence(slopes: Sequence[dict]) -> str:
                 f"{over['value']:.2f} [{over['low']:.2f}, {over['high']:.2f}]."
             )
     return "\n".join(parts)
-
-
-def draw(file: Path, curves: Sequence[dict]) -> Path:
-    """Draw the accuracy against the naming texts, a panel per way of asking and a line per arm."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(SCORES), figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axis, score in zip(axes, SCORES, strict=True):
-        for arm, colour, marker in (("constant", "#0072B2", "o"), ("dropped", "#D55E00", "s"),
-                                    (CONFOUNDED, "#7F7F7F", "^")):  # fmt: skip
-            rows = [row for row in curves if row["score"] == score and row["arm"] == arm]
-            texts, accuracy = [row["texts"] for row in rows], [row["accuracy"] for row in rows]
-            errors = [[row["accuracy"] - row["low"] for row in rows], [row["high"] - row["accuracy"] for row in rows]]
-            axis.errorbar(texts, accuracy, errors, color=colour, marker=marker, markersize=4, capsize=2, label=arm)
-        axis.set(title=score, xlabel="texts that name the class", xscale="symlog")
-        axis.set_xlim(left=-0.3)
-        axis.grid(alpha=0.3)
-    axes[0].set(ylabel="accuracy (%)")
-    axes[0].legend(frameon=False)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
-    return file
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ def main(args: Args) -> None:
     if not files:
         raise UserError(f"No correlations in {args.outputs}: start with data_analysis/correlate.py.")
     ours = pd.concat([pd.read_csv(file, dtype={"tags": str}).fillna({"tags": ""}) for file in files])
+    if missing := {"counts", "tags", "classes"} - set(ours):
+        raise UserError(f"{files[0]} has no column {min(missing)}: run data_analysis/correlate.py again.")
     joined = compare(ours[ours["classes"] == "all"])
     wide = wide_table(joined)
     written = [args.outputs / f"table11.{suffix}" for suffix in ("md", "csv", "tex")]

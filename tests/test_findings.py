@@ -176,8 +176,8 @@ def test_numbers_of_one_kind_agree_everywhere(tmp_path):
     assert without_paper(rows, "plane_figures") == rows
     model, reference = [True] * 90 + [False] * 10, [True] * 98 + [False] * 2
     assert error_ratio(model, reference).value == ratio_of_errors(10, 2)
-    notebook = (ROOT / "inference_analysis" / "plot.ipynb").read_text()
-    assert "ratio_of_errors(errors[model], errors[clip])" in notebook  # Figure 4
+    plots = (ROOT / "vlmclassifier" / "plotting" / "inference.py").read_text()
+    assert "ratio_of_errors(errors[row], errors[clip])" in plots  # Figure 4
 
 
 def test_the_interval_of_the_slope_covers_the_truth():

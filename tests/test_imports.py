@@ -31,6 +31,7 @@ LAYERS = [
         "cli",
         "plane_figures",
     },
+    {"plotting", "reporting"},
     {"finite", "devices", "vlm", "clip", "api"},
     {"ranking", "probing", "finetuning", "checkpoints", "tiny", "mini", "answering", "asking"},
     {"__main__"},
