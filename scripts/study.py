@@ -5,7 +5,7 @@
     python scripts/study.py --benchmark my.jsonl --classes my.json --preset photos
 
 bash scripts/quickstart.sh installs everything first and passes its arguments on. All files are written below
-outputs/BENCHMARK/seed-SEED; finished parts are not computed again. If the recipe has changed, the folder of the old
+outputs/BENCHMARK/seed-SEED, the last one is its report/index.html; finished parts are not computed again. If the recipe has changed, the folder of the old
 recipe is renamed and kept. Writes outputs/BENCHMARK/findings.csv and findings.md.
 """
 
@@ -187,6 +187,9 @@ def run_seed(args: Args, seed: int, root: Path, times: dict[str, float]) -> list
             toy = ["--doses", 0, 1, "--confounded", 1] if args.smoke else []
             run_script(["data_analysis/intervene.py", "--root", root, *recipe, *toy])
         findings += read_findings(root / "data_analysis" / "intervention" / "findings.csv")
+    with timed("report", times):
+        images = ["--data-root", args.data_root.resolve()] if args.data_root else []
+        run_script(["scripts/report.py", "--outputs", root, *images])
     return findings
 
 
@@ -240,6 +243,8 @@ def write_report(args: Args, rows: list[Finding], times: dict[str, float], folde
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"{total:7.0f} s  in total; peak memory of the largest process {peak:.1f} GiB")
     print(f"\nWritten: {folder / 'findings.csv'}, {folder / 'findings.md'}; runs and checkpoints: {folder}/seed-*")
+    print(f"In each: report/index.html, all of it on one page for a browser, such as {folder}/seed-{args.seed}/report/"
+          "index.html")  # fmt: skip
     print("In each: checkpoints/curves.png, the training curves; for PlaneFigures also images/contact_sheet.png")
     if not args.full:
         print("Next: the same command with --full adds the controls; bash main_results/table1.sh runs real checkpoints")
