@@ -5,8 +5,9 @@
     python scripts/study.py --benchmark my.jsonl --classes my.json --preset photos
 
 bash scripts/quickstart.sh installs everything first and passes its arguments on. All files are written below
-outputs/BENCHMARK/seed-SEED, the last one is its report/index.html; finished parts are not computed again. If the recipe has changed, the folder of the old
-recipe is renamed and kept. Writes outputs/BENCHMARK/findings.csv and findings.md.
+outputs/BENCHMARK/seed-SEED, at last report/index.html, one page with everything; finished parts are not computed again.
+If the recipe has changed, the folder of the old recipe is renamed and kept. Writes outputs/BENCHMARK/findings.csv and
+findings.md.
 """
 
 import hashlib

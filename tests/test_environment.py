@@ -19,6 +19,7 @@ PINS = {
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = [Requirement(text) for extra in ("demo", "browser") for text in PROJECT["optional-dependencies"][extra]]
 
 
 def test_conda_and_pip_install_the_same():
@@ -36,7 +37,7 @@ def test_conda_and_pip_install_the_same():
     assert {entry.split("=")[0] for entry in conda} == {"python", "pip"}
 
 
-@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda r: r.name)
+@pytest.mark.parametrize("requirement", REQUIREMENTS + EXTRAS, ids=lambda r: r.name)
 def test_every_requirement_is_pinned_within_its_bound(requirement):
     pin = PINS[canonicalize_name(requirement.name)]
     assert pin in requirement.specifier

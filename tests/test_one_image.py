@@ -50,3 +50,24 @@ def test_mistakes_are_one_sentence(tiny, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             main(Args(**common | options))
+
+
+@pytest.mark.parametrize("key", ["llava-1.5-7b", "qwen3-vl-8b"])
+def test_names_of_one_token_have_the_probabilities_of_transformers_decision_pipeline(key, tiny):
+    """That pipeline reads the next-token logits of labels; a name of one token is ranked by the same logit."""
+    from transformers import pipeline
+    from transformers.decision import DecisionConfig
+
+    names, image, vlm = list("bcdfgh"), noise((64, 48)), load_vlm(key, tiny / key)
+    ranker = Ranker(vlm, names, WORDINGS["base"])
+    assert [len(ids) for ids in ranker.tokens.ids] == [1] * len(names)
+    scores = np.exp(ranker.log_probs([image])[0].astype(float))
+    template = f"{{{{ {json.dumps(ranker.prompt)} }}}}{{{{ '' if state and question else '' }}}}"
+    config = DecisionConfig(labels={"choice": [f" {name}" for name in names]}, chat_template=template,
+                            sanitize_control_tokens=False)  # fmt: skip
+    decide = pipeline("decision", model=vlm.model, tokenizer=vlm.processor.tokenizer, processor=vlm.processor,
+                      decision_config=config)  # fmt: skip
+    question = {"type": "choice", "criteria": dict.fromkeys(names)}
+    found = decide({"state": "image-1", "assets": {"image-1": image}, "questions": {"name": question}})
+    for name, score in zip(names, scores / scores.sum(), strict=True):
+        assert found["name"]["probabilities"][name] == pytest.approx(score, abs=1e-4)

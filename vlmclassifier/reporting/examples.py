@@ -83,7 +83,7 @@ def browsers(root: Path, folders: Sequence[Path], most: int, notes: list[str]) -
     found = []
     for (dataset, _), runs in of_dataset.items():
         try:
-            found.append(browser(root, dataset, chosen(runs), most))
+            found.append(browser(root, dataset, chosen(runs), most, notes))
         except (UserError, KeyError, ValueError, IndexError, TypeError) as error:
             notes.append(f"The examples of {dataset} cannot be shown: {error}")
     return found
@@ -123,9 +123,16 @@ def preference(config: Mapping[str, Any]) -> tuple:
     return (config.get("adapter") is not None, place, not setting.endswith(("held_out", "logistic")), setting)
 
 
-def browser(root: Path, dataset: str, folders: Sequence[Path], most: int) -> Browser:
-    """Read the runs and join them by example. Raises UserError for one that cannot be read."""
-    rows = {folder: {row.example_id: row for row in read_run(folder)[1]} for folder in folders}
+def browser(root: Path, dataset: str, folders: Sequence[Path], most: int, notes: list[str]) -> Browser:
+    """Read the runs and join them by example; one that cannot be read becomes a note. Raises UserError."""
+    rows: dict[Path, dict[str, Prediction]] = {}
+    for folder in folders:
+        try:
+            rows[folder] = {row.example_id: row for row in read_run(folder)[1]}
+        except UserError as error:
+            notes.append(str(error))
+    if not rows:
+        raise UserError("none of its runs can be read.")
     everything = {example_id: row for of_run in rows.values() for example_id, row in of_run.items()}
     ids = list(everything)[:most]
     config = read_record(folders[0])["config"]
@@ -135,7 +142,7 @@ def browser(root: Path, dataset: str, folders: Sequence[Path], most: int) -> Bro
     title = BENCHMARKS[dataset].title if dataset in BENCHMARKS else dataset
     found = Browser(dataset, title, names, [], ids, labels, len(everything))
     for folder, of_run in rows.items():
-        run, confused = shown_run(root, folder, of_run, ids, names)
+        run, confused = shown_run(root, folder, of_run, ids, names, notes)
         found.runs.append(run)
         if confused:
             found.confusions[run.name] = confused
@@ -143,7 +150,8 @@ def browser(root: Path, dataset: str, folders: Sequence[Path], most: int) -> Bro
 
 
 def shown_run(
-    root: Path, folder: Path, rows: Mapping[str, Prediction], ids: Sequence[str], names: Sequence[str]
+    root: Path, folder: Path, rows: Mapping[str, Prediction], ids: Sequence[str], names: Sequence[str],
+    notes: list[str],
 ) -> tuple[ShownRun, list[tuple[str, str, int]]]:  # fmt: skip
     """A run's column of the browser, and its most frequent confusions of two classes."""
     config = read_record(folder)["config"]
@@ -157,7 +165,10 @@ def shown_run(
     run.right = [int(right[one]) if one in rows else None for one in ids]
     run.top = [None] * len(ids)
     if has_name_scores(config):
-        fill_probabilities(root, folder, run, ids)
+        try:
+            fill_probabilities(root, folder, run, ids)
+        except UserError as error:
+            notes.append(f"The probabilities of {folder.name} are not shown: {error}")
     pairs: Counter[tuple[str, str]] = Counter()
     if config["kind"] in ("clip", "ranking", "probe"):
         for row in predictions:
