@@ -31,9 +31,10 @@ LAYERS = [
         "cli",
         "plane_figures",
     },
-    {"plotting", "reporting"},
+    {"plotting"},
     {"finite", "devices", "vlm", "clip", "api"},
     {"ranking", "probing", "finetuning", "checkpoints", "tiny", "mini", "answering", "asking"},
+    {"reporting"},
     {"__main__"},
 ]
 HEAVY = {"torch", "transformers", "open_clip", "torchvision", "scipy", "pandas", "timm", "matplotlib"}

@@ -71,3 +71,30 @@ def test_names_of_one_token_have_the_probabilities_of_transformers_decision_pipe
     found = decide({"state": "image-1", "assets": {"image-1": image}, "questions": {"name": question}})
     for name, score in zip(names, scores / scores.sum(), strict=True):
         assert found["name"]["probabilities"][name] == pytest.approx(score, abs=1e-4)
+
+
+def test_verbs_take_paths_and_single_images(tiny, tmp_path):
+    """dir() lists the verbs; a path, an image and a list of one give the same; other types get a sentence."""
+    import vlmclassifier
+
+    assert dir(vlmclassifier) == ["load_clip", "load_vlm", "open_image", "rank_names"]
+    image, file = noise((64, 48)), tmp_path / "a.png"
+    image.save(file)
+    vlm = vlmclassifier.load_vlm("llava-1.5-7b", tiny / "llava-1.5-7b")
+    assert vlm.ask(str(file), "What?") == vlm.ask(file, "What?") == vlm.ask(image, "What?")
+    found = vlmclassifier.rank_names(vlm, file, ["cat", "dog", "cat"])
+    assert sum(found.values()) == pytest.approx(1) and list(found.values()) == sorted(found.values(), reverse=True)
+    clip = vlmclassifier.load_clip("clip-vit-l-336", tiny / "clip-vit-l-336")
+    features = clip.class_features(["cat", "dog"])
+    assert clip.classify(file, features) == clip.classify([image], features) == clip.classify(image, features)
+    for wrong in (3, [3], None, np.zeros((3, 3))):
+        with pytest.raises(UserError, match="is no image: give a path, a PIL image, or a list of them"):
+            clip.classify(wrong, features)
+        with pytest.raises(UserError, match="is no image"):
+            vlm.ask(wrong, "What?")
+    with pytest.raises(UserError, match="A question is a text"):
+        vlm.ask(image, 3)
+    with pytest.raises(UserError, match="One name alone"):
+        vlmclassifier.rank_names(vlm, image, "cat")
+    with pytest.raises(UserError, match="nothing.png"):
+        vlm.ask("nothing.png", "What?")

@@ -51,8 +51,8 @@ def main(args: Args) -> None:
     cli.check_positive(top=args.top)
     if bool(args.names) == bool(args.benchmark):
         raise UserError("Give either --names A B C or --benchmark NAME.")
-    names = list(dict.fromkeys(args.names or class_names(BENCHMARKS[str(args.benchmark)])))
-    if len(names) < 2:
+    names = args.names or class_names(BENCHMARKS[str(args.benchmark)])
+    if len(set(names)) < 2:
         raise UserError("One name alone always has probability 1: give at least two different --names.")
     if not args.image.is_file():
         raise UserError(f"The image {args.image} does not exist: give the path of a file.")
@@ -60,19 +60,14 @@ def main(args: Args) -> None:
     checkpoint = checkpoint_folder(spec, args.weights)
     adapter = read_adapter(args.adapter, spec, checkpoint)
 
-    from scipy.special import softmax  # seconds of torch and scipy
-
-    from vlmclassifier.finetuning.weights import load_adapter
-    from vlmclassifier.ranking import Ranker
+    from vlmclassifier.finetuning.weights import load_adapter  # seconds of torch
+    from vlmclassifier.ranking import rank_names
     from vlmclassifier.vlm import load_vlm
 
     vlm = load_vlm(args.model, checkpoint, args.device, args.dtype)
     load_adapter(vlm, adapter)
-    ranker = Ranker(vlm, names, WORDINGS[args.wording])
-    ranker.select_method(image)
-    probabilities = softmax(ranker.log_probs([image])[0].astype(float))  # [names]
+    found = rank_names(vlm, image, names, args.wording)
     answer = vlm.ask(image, WORDINGS[args.wording])
-    found = dict(sorted(zip(names, probabilities.tolist(), strict=True), key=lambda pair: -pair[1]))
     if args.as_json:
         print(json.dumps({"probabilities": found, "answer": answer}, ensure_ascii=False))
         return

@@ -23,7 +23,7 @@ from vlmclassifier.benchmarks import BENCHMARKS, class_names
 from vlmclassifier.class_lists import first_index
 from vlmclassifier.devices import BatchSplitter, resolve_device, resolve_dtype
 from vlmclassifier.finite import check_finite
-from vlmclassifier.images import UNPROCESSABLE, check_each, crop_elongated
+from vlmclassifier.images import UNPROCESSABLE, as_images, check_each, crop_elongated
 from vlmclassifier.models import ModelSpec, check_source, find_model, hub_error, local_checkpoint
 from vlmclassifier.prompts import CAPTION
 from vlmclassifier.records import UserError, first_line
@@ -60,12 +60,13 @@ class CLIP:
     def _transform(self, images: Sequence[Image.Image]) -> Tensor:
         return torch.stack([self.transform(image) for image in images])
 
-    def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """Image features [batch, width] of unit length in float32, for images or for the output of `prepare`.
+    def encode_images(self, images: "Image.Image | str | Path | Sequence[Image.Image | str | Path] | Tensor") -> Tensor:
+        """Image features [batch, width] of unit length in float32: of one image or path, a list, or `prepare`'s output.
 
         A batch that does not fit into the device's memory is split. Raises UserError when a single image does not fit.
         """
-        pixel_values = images if isinstance(images, Tensor) else self.prepare(images)  # [batch, 3, height, width]
+        is_prepared = isinstance(images, Tensor)
+        pixel_values = images if is_prepared else self.prepare(as_images(images))  # [batch, 3, height, width]
 
         def encode_part(part: slice) -> list[Tensor]:
             return list(self._encode(pixel_values[part]))
@@ -121,7 +122,7 @@ class CLIP:
 
     def classify(
         self,
-        images: Sequence[Image.Image] | Tensor,
+        images: "Image.Image | str | Path | Sequence[Image.Image | str | Path] | Tensor",
         class_features: Tensor,
         candidates: Sequence[Sequence[int]] | None = None,
         top: int = 5,

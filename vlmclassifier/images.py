@@ -66,6 +66,20 @@ def open_image(path: str | Path, root: str | Path | None = None, row: str = "") 
         raise UserError(f"{source} cannot be decoded ({error}): {BROKEN_REMEDY}.") from None
 
 
+def as_images(images: object) -> list[Image.Image]:
+    """A list of images from one image or path, or from a sequence of them. Raises UserError for anything else."""
+    several = images if isinstance(images, list | tuple) else [images]
+    found = []
+    for one in several:
+        if isinstance(one, str | Path):
+            found.append(open_image(one))
+        elif isinstance(one, Image.Image):
+            found.append(one)
+        else:
+            raise UserError(f"{type(one).__name__} is no image: give a path, a PIL image, or a list of them.")
+    return found
+
+
 def check_location(path: str | Path, root: str | Path, source: str) -> None:
     """Raise UserError for a file outside the data root and the trusted roots, after links are resolved."""
     target = Path(path).resolve()

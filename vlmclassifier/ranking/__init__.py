@@ -10,14 +10,14 @@ from vlmclassifier.ranking.search import SearchResult, search
 from vlmclassifier.ranking.trie import LabelTrie, build_trie
 
 if TYPE_CHECKING:
-    from vlmclassifier.ranking.ranker import Ranker
+    from vlmclassifier.ranking.ranker import Ranker, rank_names
 
-__all__ = ["LabelTrie", "NameTokens", "Ranker", "SearchResult", "build_trie", "name_tokens", "search"]
+__all__ = ["LabelTrie", "NameTokens", "Ranker", "SearchResult", "build_trie", "name_tokens", "rank_names", "search"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Ranker":
+    if name not in ("Ranker", "rank_names"):
         raise AttributeError(f"module 'vlmclassifier.ranking' has no attribute {name!r}")
-    from vlmclassifier.ranking.ranker import Ranker
+    from vlmclassifier.ranking import ranker
 
-    return Ranker
+    return getattr(ranker, name)

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from vlmclassifier.devices import BatchSplitter
 from vlmclassifier.finite import check_finite
-from vlmclassifier.images import UNPROCESSABLE, check_each, crop_elongated, pad_square
+from vlmclassifier.images import UNPROCESSABLE, as_images, check_each, crop_elongated, pad_square
 from vlmclassifier.models import ModelSpec
 from vlmclassifier.prompts import TEMPLATES, THOUGHT, default_new_tokens
 from vlmclassifier.records import ContextError, UserError
@@ -281,15 +282,20 @@ class VLM:
         accepts_features = "mm_encoder_outputs" in inspect.signature(self.model.forward).parameters
         return accepts_features and not hasattr(self.processor, "qformer_tokenizer")
 
-    def ask(self, image: Image.Image, question: str, chain_of_thought: bool = False) -> str:
-        """The answer to one question about one image: up to 64 new tokens, 512 with chain of thought.
+    def ask(self, image: Image.Image | str | Path, question: str, chain_of_thought: bool = False) -> str:
+        """The answer to one question about one image or file: up to 64 new tokens, 512 with chain of thought.
 
         These limits are the paper's (paper, section 2). Raises ContextError and UserError like `generate`.
         """
         return self.ask_all(image, [question], chain_of_thought)[0]
 
-    def ask_all(self, image: Image.Image, questions: Sequence[str], chain_of_thought: bool = False) -> list[str]:
+    def ask_all(
+        self, image: Image.Image | str | Path, questions: Sequence[str], chain_of_thought: bool = False
+    ) -> list[str]:  # fmt: skip
         """The answers to several questions about one image, which is encoded once; the same answers as by `ask`."""
+        if not questions or not all(isinstance(question, str) for question in questions):
+            raise UserError("A question is a text: give one, or a list of texts to ask_all.")
+        (image,) = as_images(image)
         prompts = [self.prompt(question, chain_of_thought) for question in questions]
         image_features = None
         if len(prompts) > 1:
