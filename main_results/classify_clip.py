@@ -74,7 +74,8 @@ def main(args: Args) -> None:
             "classify_clip", "clip", spec, task, args.limit, checkpoint=checkpoint, setting=setting, caption=CAPTION,
             default_dtype=resolve_dtype("auto", device), dtype=dtype, **({"scores": True} if has_scores else {}),
         )  # fmt: skip
-        folder = args.run_folder("main_results", run_name(spec, task, checkpoint), setting.name, len(settings) > 1)
+        name = setting.name + ("-scores" if has_scores and args.out is None else "")  # beside a run without them
+        folder = args.run_folder("main_results", run_name(spec, task, checkpoint), name, len(settings) > 1)
         width = len(set(task.names)) if has_scores else 0
         runs[setting] = open_run(folder, config, task.order, width, labels=task.labels, batch_size=args.batch_size)
 

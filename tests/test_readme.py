@@ -10,10 +10,9 @@ from conftest import ROOT, script
 from vlmclassifier.plane_figures import FIGURES
 
 README = (ROOT / "README.md").read_text()
-PAGES = [
-    "README.md", "main_results/README.md", "inference_analysis/README.md", "training_analysis/README.md",
-    "data/README.md", "docs/adding_a_model.md", "docs/plane_figures.md", "docs/measurements.md", "docs/scaling.md",
-]  # fmt: skip
+PAGES = sorted(str(file.relative_to(ROOT)) for file in [ROOT / "README.md", *ROOT.glob("*/README.md"),
+                                                        *ROOT.glob("docs/*.md")])  # fmt: skip
+FOLDERS = "(?:scripts|main_results|inference_analysis|feature_analysis|data_analysis|training_analysis|imagewikiqa)"
 
 
 def test_readme_program_runs(trained, tmp_path, monkeypatch, capsys):
@@ -31,13 +30,9 @@ def test_named_files_and_flags_exist(page):
     folder = (ROOT / page).parent
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (folder / link).exists(), link
-    for name in re.findall(
-        r"(?:bash|python) ((?:scripts|main_results|inference_analysis|training_analysis)/[\w./]+)", text
-    ):
+    for name in re.findall(rf"(?:bash|python) ({FOLDERS}/[\w./]+)", text):
         assert (ROOT / name).exists(), name
-    for path, rest in re.findall(
-        r"python ((?:scripts|main_results|inference_analysis|training_analysis)/[\w/]+\.py)([^\n`]*)", text
-    ):
+    for path, rest in re.findall(rf"python ({FOLDERS}/[\w/]+\.py)([^\n`]*)", text):
         known = {field.name.replace("_", "-") for field in dataclasses.fields(script(path).Args)}
         for flag in re.findall(r"--([a-z-]+)", rest):
             assert flag in known or flag.removeprefix("no-") in known, f"{path} has no --{flag}"

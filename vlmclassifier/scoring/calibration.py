@@ -97,8 +97,8 @@ def fit_temperature(scores: np.ndarray, truth: np.ndarray) -> float:
     )  # fmt: skip
     if not low * 1.01 < found.x < high * 0.99:
         raise UserError(
-            f"No temperature from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g} fits the {len(truth)} train rows: all or "
-            "none of them are right; use more."
+            f"No temperature from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g} fits the {len(truth)} train rows: all of "
+            "them are right, or the scores say nothing about them; use more rows."
         )
     return float(1 / found.x)
 
