@@ -1,4 +1,4 @@
-"""Write a benchmark's manifest and class list from its official archives, a third-party copy or a folder of images.
+"""Write a manifest and class list: of a benchmark from its official archives or a copy, or of your own images.
 
     python scripts/prepare_data.py flowers
     python scripts/prepare_data.py cars --archives DIR              # its official address is dead: DIR has the files
@@ -6,24 +6,28 @@
     python scripts/prepare_data.py imagenet --archives DIR          # the official files, or Kaggle's download, unpacked
     python scripts/prepare_data.py cars --dataset OWNER/NAME        # on the hub, or a local folder of parquet files
     python scripts/prepare_data.py caltech --folder DIR             # DIR/CLASS/*.jpg or DIR/SPLIT/CLASS/*.jpg
+    python scripts/prepare_data.py birds --folder DIR               # your own classes: any name, DIR as above
+    python scripts/prepare_data.py birds --dataset OWNER/NAME       # the same from the hub or parquet files
     python scripts/prepare_data.py llava-texts                      # checks the training texts that paths.toml names
 
-Writes data/BENCHMARK.jsonl and data/BENCHMARK_classes.json. Archives are downloaded where that is possible (an
-interrupted download is resumed), checked and unpacked; files that are unpacked already, as torchvision's classes expect
-them, are used as they are. The rows are compared with the paper's; rows of another split get a note, which every table
-shows. data/README.md lists the sources and their known problems.
+Writes data/BENCHMARK.jsonl and data/BENCHMARK_classes.json. Of your own data the classes are the names of the folders
+or of the label column; where there is no test split, half of each class is drawn as the train split. Archives are
+downloaded where that is possible (an interrupted download is resumed), checked and unpacked; files that are unpacked
+already, as torchvision's classes expect them, are used as they are. The rows are compared with the paper's; rows of
+another split get a note, which every table shows. data/README.md lists the sources and their known problems.
 """
 
 import json
 import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import BENCHMARKS, Benchmark, class_names, find_manifest
+from vlmclassifier.class_lists import JsonList
 from vlmclassifier.images import check_location
 from vlmclassifier.paths import PROJECT_ROOT, local_path
 from vlmclassifier.preparing.copies import read_dataset, read_folder
@@ -39,6 +43,7 @@ from vlmclassifier.preparing.manifests import (
     write_files,
 )
 from vlmclassifier.preparing.official import IMAGE_FOLDERS, READERS, Row, Source
+from vlmclassifier.preparing.own import check_name, names_of_dataset, names_of_folder, test_split_of
 from vlmclassifier.preparing.texts import check_texts
 from vlmclassifier.records import UserError
 
@@ -47,8 +52,9 @@ LLAVA_TEXTS = "llava-texts"
 
 @dataclass
 class Args:
-    benchmark: tyro.conf.Positional[Literal[(*READERS, LLAVA_TEXTS)]]
-    """The benchmark to prepare; llava-texts checks LLaVA's training texts in paths.toml, [texts]."""
+    benchmark: tyro.conf.Positional[str]
+    """The benchmark to prepare (imagenet, flowers, cars, caltech), or a name for your own data with --folder or
+    --dataset; llava-texts checks LLaVA's training texts in paths.toml, [texts]."""
     archives: Path | None = None
     """Folder of the official files, packed or unpacked; downloads are written there too. If not given: data/TITLE in
     this project, such as data/Flowers102, as in the paper's code."""
@@ -85,14 +91,22 @@ def main(args: Args) -> None:
     if args.benchmark == LLAVA_TEXTS:
         print("\n".join(check_texts()) + "\nNext: bash data_analysis/count.sh")
         return
-    benchmark = BENCHMARKS[args.benchmark]
-    names = class_names(benchmark)
+    manifest = args.out / f"{args.benchmark}.jsonl"
+    class_list = args.out / f"{args.benchmark}_classes.json"
+    is_own = args.benchmark not in READERS
+    if is_own:
+        benchmark, names = own_benchmark(args, class_list)
+    else:
+        benchmark = BENCHMARKS[args.benchmark]
+        names = class_names(benchmark)
     found, is_copy = read_rows(args, benchmark, ClassFinder(benchmark, names))
+    found, moved = test_split_of(found) if is_own else (found, "")
     rows, drawn = assign_splits(found, benchmark, args.seed)
-    note, comparison = compare_with_paper(rows, benchmark, names, is_copy, drawn)
-    root = data_root(args, rows)
-    manifest = args.out / f"{benchmark.key}.jsonl"
-    class_list = args.out / f"{benchmark.key}_classes.json"
+    if is_own:
+        note, comparison = "", moved or "Your own data: nothing to compare with."
+    else:
+        note, comparison = compare_with_paper(rows, benchmark, names, is_copy, drawn)
+    root = data_root(args, benchmark, rows)
     texts = {
         class_list: json.dumps(list(names), ensure_ascii=False, indent=2) + "\n",
         manifest: manifest_text(rows, names, root, note),
@@ -117,9 +131,33 @@ def main(args: Args) -> None:
             "there, or remove an incompletely unpacked folder and run again."
         )
     print(f"Written: {manifest}, {class_list}")
-    warn_about_other_manifest(manifest, benchmark, root)
     flags = "" if root == default_root(benchmark.key) else f" --data-root {root}"
-    print(f"Next: python main_results/classify_clip.py --model clip-vit-l-336 --benchmark {benchmark.key}{flags}")
+    selected = benchmark.key
+    if is_own:
+        print(f"Classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}. To rename one, rename its folder "
+              "and run this again.")  # fmt: skip
+        selected, flags = (
+            f"{manifest} --classes {class_list}",
+            "" if root == manifest.parent else f" --data-root {root}",
+        )
+    else:
+        warn_about_other_manifest(manifest, benchmark, root)
+    print(f"Next: python main_results/classify_clip.py --model clip-vit-l-336 --benchmark {selected}{flags}")
+
+
+def own_benchmark(args: Args, class_list: Path) -> tuple[Benchmark, tuple[str, ...]]:
+    """The user's own data set and its class names. Raises UserError for a name without --folder or --dataset."""
+    check_name(args.benchmark, [*READERS, LLAVA_TEXTS])
+    if args.benchmark in BENCHMARKS:
+        raise UserError(f"{args.benchmark} is drawn by scripts/make_plane_figures.py: choose another name.")
+    if args.archives or args.paper_manifests or not (args.folder or args.dataset):
+        near = get_close_matches(args.benchmark, READERS, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{args.benchmark} is none of {', '.join(READERS)}: give your own images with --folder DIR or "
+                        f"--dataset NAME.{hint}")  # fmt: skip
+    names = names_of_folder(args.folder) if args.folder else names_of_dataset(str(args.dataset), args.label_column)
+    benchmark = Benchmark(args.benchmark, args.benchmark, JsonList(class_list), manifest=args.out / args.benchmark)
+    return benchmark, tuple(names)
 
 
 def warn_about_other_manifest(manifest: Path, benchmark: Benchmark, root: Path) -> None:
@@ -174,12 +212,14 @@ def find_image_folders(benchmark: Benchmark, source: Source) -> dict[str, Path]:
         return {}
 
 
-def data_root(args: Args, rows: list[Row]) -> Path:
+def data_root(args: Args, benchmark: Benchmark, rows: list[Row]) -> Path:
     """Return the folder that the manifest's image paths are relative to."""
     if args.data_root:
         return absolute(args.data_root)
-    folder = images_folder(args, BENCHMARKS[args.benchmark])
+    folder = images_folder(args, benchmark)
     candidates = [default_root(args.benchmark), PROJECT_ROOT, folder]
+    if benchmark.key not in BENCHMARKS:
+        candidates = [absolute(args.out), folder]  # the scripts look beside the manifest
     if args.archives:
         candidates.append(absolute(args.archives))
     first = rows[0].image

@@ -116,7 +116,7 @@ BROKEN_ROWS = {
     "not a JSON object": '["a.png"]',
     "'split'": '{"image": "0.png", "label": "cat"}',
     "no text under 'label'": '{"image": "x.png", "label": 3, "split": "test"}',
-    "nearest is 'cat'": '{"image": "x.png", "label": "catt", "split": "test"}',
+    "did you mean 'cat'": '{"image": "x.png", "label": "catt", "split": "test"}',
     "leaves the data root": '{"image": "../x.png", "label": "cat", "split": "test"}',
     "leaves the data root: write": '{"image": "/etc/x.png", "label": "cat", "split": "test"}',
     "earlier row": '{"image": "0.png", "label": "cat", "split": "test"}',
@@ -140,7 +140,7 @@ def test_other_user_errors_are_reported(own, tmp_path):
 
     manifest = own.args["benchmark"]
     check_refused("manifest .*absent.jsonl does not exist", str(tmp_path / "absent.jsonl"), own.classes)
-    check_refused("nearest is 'flowers'", "flower")
+    check_refused("did you mean 'flowers'", "flower")
     check_refused("needs its class list", manifest)
     check_refused("canonical list", "flowers", own.classes)
     check_refused("no row of the split 'train': its splits are test", manifest, own.classes, split="train")
@@ -160,7 +160,7 @@ def test_other_user_errors_are_reported(own, tmp_path):
 
 def test_missing_images_are_reported_before_the_run(own):
     (own.folder / "1.png").unlink()
-    with pytest.raises(UserError, match=r"1\.png .*mine.jsonl row 2.* does not exist, and 0 more of 3"):
+    with pytest.raises(UserError, match=r"1\.png .*mine.jsonl row 2\): put them there"):
         load_evaluation(own.args["benchmark"], own.classes)
 
 

@@ -59,7 +59,7 @@ def test_user_error_is_one_line_without_a_traceback(own, tiny):
     )  # fmt: skip
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr.strip().splitlines() == [
-        "error: mine.jsonl row 4: the label 'bird' is not in the class list: the nearest is 'dog'."
+        "error: mine.jsonl row 4: the label 'bird' is not in the class list: fix the row, or add the class to the list."
     ]
     result = run_script("main_results/classify_clip.py", "--benchmark", "flowers", "--limit", "many", check=False)
     assert result.returncode == 2 and "limit" in result.stderr and "Traceback" not in result.stderr

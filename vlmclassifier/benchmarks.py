@@ -15,6 +15,7 @@ from vlmclassifier.class_lists import ClassList, JsonList, name_positions
 from vlmclassifier.paths import PROJECT_ROOT, local_path, near_miss, trusted_roots
 from vlmclassifier.records import Example, UserError
 
+ROW_FORM = '{"image": ..., "label": ..., "split": ...}'
 SHUFFLE_SEED = 1234  # the paper's evaluation order; a sub-sample is its head
 
 
@@ -76,15 +77,23 @@ def find_benchmark(name: str, classes: Path | None = None) -> Benchmark:
         if classes is not None:
             raise UserError(f"--classes {classes} goes with a manifest of your own: {name} has its canonical list.")
         return BENCHMARKS[name]
-    if not name.endswith(".jsonl"):
-        near = get_close_matches(name, BENCHMARKS, 1, 0.0)[0]
+    manifest = Path(name)
+    if manifest.is_dir():
+        raise UserError(f"{name} is a folder: write its manifest with python scripts/prepare_data.py NAME --folder "
+                        f"{name}, and give that file.")  # fmt: skip
+    if manifest.is_file() and manifest.suffix != ".jsonl":
+        raise UserError(f"{name} is no manifest: that is a file FILE.jsonl of JSON lines {ROW_FORM}.")
+    if manifest.suffix != ".jsonl":
+        near = get_close_matches(name, BENCHMARKS, 1)
         raise UserError(
-            f"Unknown benchmark {name!r}: the nearest is {near!r}; choose one of {', '.join(BENCHMARKS)} "
-            "or a manifest file FILE.jsonl with --classes FILE.json."
+            f"Unknown benchmark {name!r}{f': did you mean {near[0]!r}?' if near else ':'} Choose one of "
+            f"{', '.join(BENCHMARKS)}, or a manifest file FILE.jsonl with --classes FILE.json."
         )
+    beside = manifest.with_name(f"{manifest.stem}_classes.json")  # as prepare_data.py writes it
+    if classes is None and beside.is_file():
+        classes = beside
     if classes is None:
         raise UserError(f"{name} needs its class list: add --classes FILE.json, a JSON array of names.")
-    manifest = Path(name)
     if manifest.stem in BENCHMARKS:
         raise UserError(
             f"{name} has the name of a registered benchmark: use --benchmark {manifest.stem} --data-root "
@@ -142,14 +151,17 @@ def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split:
     examples, splits = {}, {}
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"The manifest {file} cannot be read as UTF-8 text: {error}.") from None
+    except UnicodeDecodeError as error:
+        row = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{file.name} row {row} is not UTF-8 text (Latin-1 perhaps): save {file} as UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"The manifest {file} cannot be read: {error}.") from None
     positions, roots = name_positions(names), [Path(os.path.abspath(folder)) for folder in (root, *trusted_roots())]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{file.name} row {number}"
-        values = parse_row(line, where, roots)
+        values = parse_row(line, where, roots, needs_split=split != "all")
         index = class_index(values, positions, where)
         image, row_split = values["image"], values["split"]
         if image in splits:
@@ -164,20 +176,26 @@ def load_examples(benchmark: Benchmark, names: Sequence[str], root: Path, split:
     return list(examples.values())
 
 
-def parse_row(line: str, where: str, roots: Sequence[Path] = ()) -> dict:
+def parse_row(line: str, where: str, roots: Sequence[Path] = (), needs_split: bool = True) -> dict:
     """The fields of one manifest row, checked for form; `roots`: where absolute image paths may lead to.
 
-    Raises UserError that names the row.
+    `needs_split`: whether a row without a split is refused; else its split is "all". Raises UserError that names the
+    row.
     """
     try:
         values = json.loads(line)
     except ValueError as error:
+        if "," in line and not line.lstrip().startswith("{"):
+            raise UserError(f"{where} is not JSON, the file looks like CSV: a manifest has lines {ROW_FORM}.") from None
         raise UserError(f"{where} is not JSON ({error}): fix or remove the row.") from None
     if not isinstance(values, dict):
-        raise UserError(f'{where} is not a JSON object: write {{"image": ..., "label": ..., "split": ...}}.')
+        raise UserError(f"{where} is not a JSON object: write {ROW_FORM}.")
+    if not needs_split:
+        values.setdefault("split", "all")
     for key in ("image", "label", "split"):
         if not isinstance(values.get(key), str) or not values[key]:
-            raise UserError(f"{where} has no text under {key!r}: every row needs image, label and split.")
+            hint = " (or give --split all)" if key == "split" else ""
+            raise UserError(f"{where} has no text under {key!r}: every row needs image, label and split{hint}.")
     if not isinstance(values.get("note", ""), str):
         raise UserError(f"{where} has a note that is not text: fix or remove it.")
     values["label"] = unicodedata.normalize("NFC", values["label"])  # as in the class list; macOS writes another form
@@ -196,8 +214,9 @@ def class_index(values: dict, positions: dict[str, list[int]], where: str) -> in
     label, given = values["label"], values.get("label_idx")
     found = positions.get(label)
     if not found:
-        near = get_close_matches(label, positions, 1, 0.0)[0]
-        raise UserError(f"{where}: the label {label!r} is not in the class list: the nearest is {near!r}.")
+        near = get_close_matches(label, positions, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "fix the row, or add the class to the list."
+        raise UserError(f"{where}: the label {label!r} is not in the class list: {hint}")
     if given is None and len(found) == 1:
         return found[0]
     if given not in found or type(given) is not int:
@@ -218,10 +237,13 @@ def check_files(examples: Sequence[Example]) -> None:
     """Raise UserError when an image is missing, before anything expensive starts; the first one is named."""
     missing = [example for example in examples if not Path(example.image).is_file()]
     if missing:
-        first = missing[0]
+        first, found = missing[0], len(examples) - len(missing)
+        remedy = "set --data-root to the folder that the manifest's paths start from."
+        if found:  # the root is right
+            remedy = "put them there, or remove their rows from the manifest."
         raise UserError(
-            f"{first.image} ({first.row}) does not exist, and {len(missing) - 1} more of {len(examples)} images: "
-            "set --data-root to the folder that the manifest's paths start from."
+            f"{len(missing):,} of {len(examples):,} images do not exist ({found:,} do), the first is {first.image} "
+            f"({first.row}): {remedy}"
         )
 
 

@@ -14,6 +14,7 @@ from vlmclassifier import paths
 from vlmclassifier.class_lists import indistinct_warning, same_for_model
 from vlmclassifier.records import ContextError, UserError
 from vlmclassifier.runs import Run, read_record
+from vlmclassifier.scoring.metrics import TEXT_KINDS
 from vlmclassifier.scoring.runs import ScoredRun
 from vlmclassifier.tables import label
 
@@ -141,10 +142,12 @@ def report(run: ScoredRun) -> None:
     values = {score.metric: score for score in run.scores}
     accuracy = values["accuracy"]
     model = label(accuracy.model, ", ".join(accuracy.tags))
+    more = ""
+    if run.config["kind"] in TEXT_KINDS:  # CLIP has no answers in words
+        more = f", exact {values['exact'].value:.1f}%, empty answers {values['empty'].value:.1f}%"
     print(
         f"{model}, {accuracy.setting}, {accuracy.dataset}: accuracy {accuracy.value:.1f}% [{accuracy.low:.1f}, "
-        f"{accuracy.high:.1f}], n={accuracy.n}, exact {values['exact'].value:.1f}%, empty answers "
-        f"{values['empty'].value:.1f}%"
+        f"{accuracy.high:.1f}], n={accuracy.n}{more}"
     )
     if "cut" in values:
         print(

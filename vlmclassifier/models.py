@@ -1,6 +1,7 @@
 """The registry of models (data only), and where a checkpoint comes from: --weights, paths.toml, or the hub."""
 
 import json
+import os
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,9 +23,8 @@ class ModelSpec:
 
     key: str
     kind: Kind
-    source: (
-        str | None
-    )  # vlm: hub id; clip: open_clip's NAME/TAG, or torchvision/NAME; api: model id; None: trained here
+    # vlm: hub id; clip: open_clip's NAME/TAG, or torchvision/NAME; api: model id; None: trained here
+    source: str | None
     paper_name: str | None = None
     architecture: str | None = None  # vlm: the model_type in its config.json; None: any
     template: str | None = None  # vlm: a key of prompts.TEMPLATES; None: the processor's own chat template
@@ -109,20 +109,18 @@ def find_model(key: str, kind: Kind) -> ModelSpec:
         return specs_by_source[key]
     if Path(key).is_dir():
         name = Path(key).resolve().name
-        if name in MODELS:  # runs of the folder would look like runs of the registered model, with another prompt
-            raise UserError(f"The folder {key} has the name of a registered model: use --model {name} --weights {key}.")
-        return ModelSpec(name, kind, key)
+        if name in MODELS and MODELS[name].kind == kind:  # with the registered prompt, as --model NAME --weights DIR
+            return replace(MODELS[name], source=key)
+        return ModelSpec(f"{name}-folder" if name in MODELS else name, kind, key)
     if key.startswith((".", "/", "~")):
         raise UserError(f"The folder {key} does not exist: fix --model.")
     if key.count("/") == 1 and all(key.split("/")):
         return ModelSpec(key.replace("/", "-"), kind, key)
     names = [name for name, spec in MODELS.items() if spec.kind == kind]
-    nearest = get_close_matches(key, names, 1, 0.0)[0]
+    nearest = get_close_matches(key, names, 1)
     unregistered = "an open_clip NAME/TAG" if kind == "clip" else "a hub id OWNER/NAME"
-    raise UserError(
-        f"Unknown model {key!r}: the nearest is {nearest!r}; choose one of {', '.join(names)}, {unregistered}, or a "
-        "folder."
-    )
+    hint = f": did you mean {nearest[0]!r}?" if nearest else ":"
+    raise UserError(f"Unknown model {key!r}{hint} Choose one of {', '.join(names)}, {unregistered}, or a folder.")
 
 
 def find_api(
@@ -174,9 +172,11 @@ def local_checkpoint(spec: ModelSpec, weights: Path | None = None) -> Path | Non
     A folder must contain safetensors. Raises UserError for a missing path, for a folder without a config or weights,
     for one with an adapter, and for one whose only weights are pickles, which can run code when they are opened.
     """
-    path = weights or local_path("models", spec.key)
-    if path is None and spec.source is not None and Path(spec.source).is_dir():
-        path = Path(spec.source)
+    is_folder = spec.source is not None and Path(spec.source).is_dir()
+    named = is_folder and spec != MODELS.get(spec.key)  # --model FOLDER, which wins over paths.toml
+    path = weights or (Path(str(spec.source)) if named else local_path("models", spec.key))
+    if path is None and is_folder:
+        path = Path(str(spec.source))
     if path is None:
         return None
     if not path.exists():
@@ -245,8 +245,15 @@ def check_source(spec: ModelSpec) -> None:
 
 def hub_error(spec: ModelSpec, error: Exception) -> UserError:
     """The error for a model that could not be fetched from the hub."""
+    names = {one.__name__ for one in type(error).__mro__} | {one.__name__ for one in type(error.__cause__).__mro__}
+    why = type(error).__name__
+    if "GatedRepoError" in names:
+        why = "it is gated: accept its licence on the hub and run hf auth login"
+    elif os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+        why = f"HF_HUB_OFFLINE is set, and it is not in the cache {cache} (HF_HOME)"
     return UserError(
-        f"{spec.key} could not be fetched from the hub ({spec.source}: {type(error).__name__}): pass a local copy "
+        f"{spec.key} could not be fetched from the hub ({spec.source}: {why}): pass a local copy "
         f"with --weights or add it to [models] in paths.toml.{near_miss('models', spec.key, MODELS)}"
     )
 

@@ -121,14 +121,14 @@ def _select_columns(
     for column, option in ((image_column, "--image-column"), (label_column, "--label-column")):
         if column is not None and column not in features:
             raise UserError(f"{where} has no column {column!r}: {option} must be one of {', '.join(features)}.")
-    images = image_column or _find_column(features, Image, IMAGE_COLUMNS, "image", where)
-    labels = label_column or _find_column(features, ClassLabel, LABEL_COLUMNS, "label", where)
+    images = image_column or find_column(features, Image, IMAGE_COLUMNS, "image", where)
+    labels = label_column or find_column(features, ClassLabel, LABEL_COLUMNS, "label", where)
     if isinstance(features[images], Image):
         table = table.cast_column(images, Image(decode=False))
     return table, images, labels
 
 
-def _find_column(features: Any, feature_type: type, usual_names: Sequence[str], what: str, where: str) -> str:
+def find_column(features: Any, feature_type: type, usual_names: Sequence[str], what: str, where: str) -> str:
     """The only column of a type, else the first one with a usual name. Raises UserError when there is none."""
     typed = [name for name, feature in features.items() if isinstance(feature, feature_type)]
     if len(typed) == 1:

@@ -286,6 +286,8 @@ def open_run(
     behind the others and not scored. Raises UserError when the folder holds a run of another configuration (the
     difference is shown), of other labels, of an older format, or rows that cannot be read.
     """
+    if folder.is_file():
+        raise UserError(f"--out {folder} is a file: give a folder for the run.")
     folder.mkdir(parents=True, exist_ok=True)
     run = run_class(folder, order, width, labels)
     with run.locks.whole_folder():
