@@ -51,7 +51,7 @@ def test_a_locally_trained_model_is_not_downloaded(key, kind):
 def test_the_message_for_an_unknown_model_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'llava-1.5-7b'"):
         find_model("llava-7b", "vlm")
-    with pytest.raises(UserError, match="open_clip NAME/TAG"):
+    with pytest.raises(UserError, match="did you mean 'clip-vit-l-336'.*open_clip NAME/TAG"):
         find_model("clip-vit-l", "clip")
     with pytest.raises(UserError, match="folder ./absent does not exist"):
         find_model("./absent", "vlm")
