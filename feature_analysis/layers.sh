@@ -14,6 +14,7 @@ source scripts/launcher.bash
 ROWS=(llava-1.5-7b blip2-2.7b)
 [ -z "${MODELS:-}" ] || read -ra ROWS <<< "$(registered models --kind vlm)"
 check_models "${ROWS[@]}"
+with_images
 home=$VLMCLASSIFIER_OUTPUTS/feature_analysis
 
 for benchmark in "${BENCHMARKS[@]}"; do

@@ -13,6 +13,7 @@ source scripts/launcher.bash
 ROWS=(llava-1.5-7b)
 [ -z "${MODELS:-}" ] || read -ra ROWS <<< "$(registered models --kind vlm)"
 check_models "${ROWS[@]}"
+with_images
 read -ra POSITIONS <<< "${POSITIONS:-0 100 200 300 400 500 600 -3 -2 -1}"
 home=$VLMCLASSIFIER_OUTPUTS/feature_analysis
 

@@ -13,6 +13,7 @@ source scripts/launcher.bash
 ROWS=(llava-1.5-7b blip2-2.7b clip-vit-l-336 eva-clip-g)  # the rows of the paper's Table 3
 [ -z "${MODELS:-}" ] || read -ra ROWS <<< "$(registered models --kind vlm) $(registered models --kind clip)"
 check_models "${ROWS[@]}"
+with_images
 read -ra CLIPS <<< "$(registered models --kind clip)"
 read -ra METHODS <<< "${METHODS:-paper}"
 home=$VLMCLASSIFIER_OUTPUTS/feature_analysis

@@ -14,6 +14,7 @@ VLMS=(llava-1.5-7b blip2-2.7b)
 CLIPS=(clip-vit-l-336)
 [ -z "${MODELS:-}" ] || { read -ra VLMS <<< "$(registered models --kind vlm)"; read -ra CLIPS <<< "$(registered models --kind clip)"; }
 check_models "${VLMS[@]}" "${CLIPS[@]}"
+with_images
 ON_TRAIN=(${BATCH_SIZE:+--batch-size "$BATCH_SIZE"} --split train --limit "${TRAIN:-1000}")
 
 for benchmark in "${BENCHMARKS[@]}"; do

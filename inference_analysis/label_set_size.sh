@@ -15,6 +15,7 @@ CLIPS=(clip-vit-l-336)
 [ -z "${MODELS:-}" ] || read -ra CLIPS <<< "$(registered models --kind clip)"
 read -ra APIS <<< "$(registered models --kind api)"
 check_models "${VLMS[@]}" "${CLIPS[@]}" "${APIS[@]}"
+with_images
 read -ra SIZES <<< "${SIZES:-2 5 20 100}"
 
 for benchmark in "${BENCHMARKS[@]}"; do

@@ -15,6 +15,7 @@ VLMS=(llava-1.5-7b blip2-2.7b)  # the rows of the paper's Table 2
 read -ra APIS <<< "$(registered models --kind api)"
 read -ra WORDINGS <<< "$(registered wordings)"
 check_models "${VLMS[@]}" "${APIS[@]}"
+with_images
 
 for benchmark in "${BENCHMARKS[@]}"; do
     for model in "${VLMS[@]}"; do

@@ -13,6 +13,7 @@ source scripts/launcher.bash
 VLMS=(llava-1.5-7b blip2-2.7b)  # the rows of the paper's Table 2
 [ -z "${MODELS:-}" ] || read -ra VLMS <<< "$(registered models --kind vlm)"
 check_models "${VLMS[@]}"
+with_images
 TRAIN=${TRAIN:-1000}
 
 for benchmark in "${BENCHMARKS[@]}"; do

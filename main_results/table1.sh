@@ -2,7 +2,7 @@
 # Table 1: every model on every benchmark in the open and the closed world, then the table. Finished runs are skipped.
 #   bash main_results/table1.sh
 #   MODELS="llava-1.5-7b clip-vit-l-336" BENCHMARKS="flowers cars" LIMIT=1000 bash main_results/table1.sh
-# Settings: MODELS, BENCHMARKS, WORLDS (of VLMs: open closed), LIMIT (images), SPLIT, BATCH_SIZE, OUTPUTS, PYTHON;
+# Settings: MODELS (keys, hub ids, folders), BENCHMARKS (keys, manifests with CLASSES), WORLDS (open closed), LIMIT, SPLIT, BATCH_SIZE, OUTPUTS, PYTHON;
 # for APIs, which run where MODELS names them, API_ARGS ("--model-id ID --prices IN OUT").
 set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
@@ -16,6 +16,8 @@ read -ra CLIPS <<< "$(registered models --kind clip "${filter[@]}")"
 read -ra APIS <<< "$(registered models --kind api)"
 check_models "${VLMS[@]}" "${CLIPS[@]}" "${APIS[@]}"
 WORLDS=${WORLDS:-open closed}
+check_words WORLDS "$WORLDS" open closed
+with_images
 
 classify() { # vlm, clip or api, model, benchmark, candidates
     local common=("${COMMON[@]}")

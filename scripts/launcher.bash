@@ -5,16 +5,45 @@ export VLMCLASSIFIER_OUTPUTS=${OUTPUTS:-${VLMCLASSIFIER_OUTPUTS:-outputs}}
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 
 registered() { # which registry, then filters: models --kind vlm --paper
-    "$PYTHON" scripts/list_registry.py --keys "$@"
+    local also=()
+    [ "$1" != models ] || [ -z "${MODELS:-}" ] || also=(--also $MODELS)
+    "$PYTHON" scripts/list_registry.py --keys "$@" "${also[@]}"
 }
 
+given() { # paths in a setting start in the user's folder, which the launcher has left
+    local item items=()
+    for item in $1; do
+        if [[ $item != /* && -e $OLDPWD/$item ]]; then items+=("$OLDPWD/$item"); else items+=("$item"); fi
+    done
+    echo "${items[*]}"
+}
+
+[ -z "${MODELS:-}" ] || MODELS=$(given "$MODELS")
+[ -z "${BENCHMARKS:-}" ] || BENCHMARKS=$(given "$BENCHMARKS")
+[ -z "${CLASSES:-}" ] || CLASSES=$(given "$CLASSES")
 read -ra BENCHMARKS <<< "${BENCHMARKS:-$(registered benchmarks --paper)}"
-COMMON=(${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"})
+COMMON=(${CLASSES:+--classes "$CLASSES"} ${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"})
 # APIs cost money: they run where MODELS names them. The ids of the paper's are retired: API_ARGS="--model-id ID" names
 # another, --base-url another server, --prices what it costs.
 read -ra API_ARGS <<< "${API_ARGS:-}"
-API_COMMON=(${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} "${API_ARGS[@]}")
+API_COMMON=(${CLASSES:+--classes "$CLASSES"} ${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} "${API_ARGS[@]}")
 failed=()
+
+with_images() { # leaves the benchmarks whose images are here; the others are reported once, now
+    local found
+    found=$(registered data --benchmarks "${BENCHMARKS[@]}" ${CLASSES:+--classes "$CLASSES"}) || exit 1
+    read -ra BENCHMARKS <<< "$found"
+}
+
+check_words() { # the name of a setting, its value, the words that it may have
+    local name=$1 value=$2 word
+    shift 2
+    for word in $value; do
+        [[ " $* " == *" $word "* ]] && continue
+        echo "error: $name: $word is none of $*" >&2
+        exit 1
+    done
+}
 
 check_models() { # the launcher's models: those that MODELS names must be among them
     local model

@@ -7,12 +7,14 @@
 Models and benchmarks that are not registered work too: hub ids, folders, manifests of your own.
 """
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from vlmclassifier import cli
-from vlmclassifier.benchmarks import BENCHMARKS
-from vlmclassifier.models import MODELS
+from vlmclassifier.benchmarks import BENCHMARKS, data_root, find_benchmark, find_manifest
+from vlmclassifier.models import MODELS, kind_of
 from vlmclassifier.prompts import WORDINGS
 from vlmclassifier.records import UserError
 from vlmclassifier.scoring.metrics import METRICS
@@ -20,14 +22,20 @@ from vlmclassifier.scoring.metrics import METRICS
 
 @dataclass
 class Args:
-    keys: Literal["models", "benchmarks", "wordings"] | None = None
-    """Print only the keys of one registry, on one line."""
+    keys: Literal["models", "benchmarks", "wordings", "data"] | None = None
+    """Print only the keys of one registry, on one line; data: those of --benchmarks whose manifest is here."""
     kind: Literal["vlm", "clip", "api"] | None = None
     """With --keys models: the models of one kind, except those that are trained here."""
     paper: bool = False
     """With --keys: only what is in the paper."""
     benchmark: str | None = None
     """With --keys models: only models that can classify this benchmark."""
+    also: tuple[str, ...] = ()
+    """With --keys models: further models (hub ids, folders), of which those of this kind are printed too."""
+    benchmarks: tuple[str, ...] = ()
+    """With --keys data: benchmarks, or manifests of your own."""
+    classes: Path | None = None
+    """With --keys data: the class list of your own manifests."""
 
 
 def main(args: Args) -> None:
@@ -44,9 +52,13 @@ def keys(args: Args) -> list[str]:
     """The keys of one registry that the arguments ask for."""
     if args.keys == "wordings":
         return list(WORDINGS)
+    if args.keys == "data":
+        return present(args)
     if args.keys == "benchmarks":
         return [key for key, benchmark in BENCHMARKS.items() if benchmark.paper_rows or not args.paper]
-    return [
+    others = [key for key in args.also if key not in MODELS and ("/" in key or Path(key).is_dir())]
+    more = [key for key in others if args.kind in (None, kind_of(key))]
+    return more + [
         key
         for key, spec in MODELS.items()
         if spec.source is not None
@@ -54,6 +66,24 @@ def keys(args: Args) -> list[str]:
         and (spec.paper_name is not None or not args.paper)
         and (args.benchmark is None or spec.benchmarks is None or args.benchmark in spec.benchmarks)
     ]
+
+
+def present(args: Args) -> list[str]:
+    """The benchmarks whose manifests are here; each of the others is reported once. Raises UserError for none."""
+    found, problems = [], []
+    for name in args.benchmarks:
+        classes = None if name in BENCHMARKS else args.classes
+        benchmark = find_benchmark(name, classes)  # an unknown name is a mistake, not missing data
+        try:
+            find_manifest(benchmark, data_root(benchmark))
+            found.append(name)
+        except UserError as error:
+            problems.append(f"{name} is left out: {error}")
+    if not found:
+        raise UserError("\n".join(["There are no images of any benchmark:", *problems]))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return found
 
 
 def tables() -> str:

@@ -22,9 +22,9 @@ torch.set_num_threads(1)
 rows, append = {}, Run.append
 
 
-def append_and_count(run: Run, predictions: list) -> None:
+def append_and_count(run: Run, predictions: list, values: object = None) -> None:
     """Run.append, which also counts the rows that this process computed."""
-    append(run, predictions)
+    append(run, predictions, values)
     rows[run.folder.name] = rows.get(run.folder.name, 0) + len(predictions)
 
 

@@ -157,3 +157,37 @@ def test_shell_scripts_parse_and_print_their_usage():
         assert "#" not in printed.split("\n")[0]
     refused = run_script("bash", "scripts/quickstart.sh", "--nonsense", check=False)
     assert refused.returncode == 2 and "--nonsense" in refused.stderr
+
+
+def test_launchers_take_own_data_and_models(own, tiny, tmp_path):
+    """A manifest with its class list, models by folder; wrong settings are refused, and missing data once, at first."""
+    (tmp_path / "my_vlm").symlink_to(tiny / "qwen3-vl-8b")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "paths.toml").write_text("")
+    settings = {"BENCHMARKS": str(own.manifest), "CLASSES": str(own.classes), "OUTPUTS": str(tmp_path / "out"),
+                "MODELS": f"{tmp_path / 'my_vlm'} {tiny / 'clip-vit-l-336'}", "WORLDS": "open"}  # fmt: skip
+    launch(tmp_path / "out", "main_results/table1.sh", **settings)
+    table = pd.read_csv(tmp_path / "out" / "main_results" / "table1.csv").dropna(subset="value")
+    assert set(table["dataset"]) == {"mine"} and set(table["model"]) == {"my_vlm", "CLIP-L"}
+    for change, message in (
+        ({"WORLDS": "opn"}, "error: WORLDS: opn is none of open closed"),
+        ({"MODELS": "llava-9"}, "error: MODELS: llava-9 is none of"),
+        ({"BENCHMARKS": "flowrs"}, "error: Unknown benchmark 'flowrs': did you mean 'flowers'?"),
+        (
+            {"BENCHMARKS": "cars flowers", "CLASSES": ""},
+            "error: There are no images of any benchmark:\ncars is left out:",
+        ),
+    ):
+        refused = launch(tmp_path / "out", "main_results/table1.sh", check=False, **settings | change)
+        assert refused.returncode == 1 and message in refused.stderr and refused.stderr.count("error:") == 1
+    partly = launch(tmp_path / "out", "main_results/table1.sh", **settings | {"BENCHMARKS": f"{own.manifest} cars"})
+    assert partly.stderr.count("cars is left out: The manifest ") == 1
+
+
+def test_the_kind_of_any_model():
+    from vlmclassifier.models import kind_of
+
+    kinds = {"llava-1.5-7b": "vlm", "ViT-B-32/laion2b_s34b_b79k": "clip", "openai/gpt-4.1": "api", "Qwen/X": "vlm",
+             "google/gemma-3-4b-it": "vlm", "google/gemini-2.5-pro": "api"}  # fmt: skip
+    for key, kind in kinds.items():
+        assert kind_of(key) == kind, key

@@ -9,6 +9,7 @@ set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 source scripts/launcher.bash
+with_images
 
 features=$VLMCLASSIFIER_OUTPUTS/feature_analysis
 for benchmark in "${BENCHMARKS[@]}"; do

@@ -9,6 +9,7 @@ if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' 
 cd "$(dirname "$0")/.."
 BENCHMARKS=${BENCHMARKS:-imagenet}
 source scripts/launcher.bash
+with_images
 source training_analysis/finetune.bash
 
 MODELS=${MODELS:-llava-1.5-7b}

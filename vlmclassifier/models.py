@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -108,7 +109,7 @@ def find_model(key: str, kind: Kind) -> ModelSpec:
     if key in specs_by_source:
         return specs_by_source[key]
     if Path(key).is_dir():
-        name = Path(key).resolve().name
+        name = Path(os.path.abspath(key)).name  # of a link its own
         if name in MODELS and MODELS[name].kind == kind:  # with the registered prompt, as --model NAME --weights DIR
             return replace(MODELS[name], source=key)
         return ModelSpec(f"{name}-folder" if name in MODELS else name, kind, key)
@@ -121,6 +122,27 @@ def find_model(key: str, kind: Kind) -> ModelSpec:
     unregistered = "an open_clip NAME/TAG" if kind == "clip" else "a hub id OWNER/NAME"
     hint = f": did you mean {nearest[0]!r}?" if nearest else ":"
     raise UserError(f"Unknown model {key!r}{hint} Choose one of {', '.join(names)}, {unregistered}, or a folder.")
+
+
+def kind_of(key: str) -> Kind:
+    """The kind of any model that a script takes, registered or not, without a download; a hub id is a VLM's."""
+    if key in MODELS:
+        return MODELS[key].kind
+    folder = Path(key)
+    if folder.is_dir():
+        if (folder / "open_clip_config.json").is_file():
+            return "clip"
+        try:
+            model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        except (OSError, ValueError, AttributeError):
+            model_type = None
+        return "clip" if model_type in ("clip", "siglip", "siglip2") else "vlm"
+    owner, _, name = key.partition("/")
+    if owner in ("openai", "anthropic") or name.startswith("gemini"):
+        return "api"
+    spec = find_spec("open_clip")
+    configs = Path(str(spec.origin)).parent / "model_configs" if spec else Path()
+    return "clip" if name and (configs / f"{owner}.json").is_file() else "vlm"
 
 
 def find_api(
