@@ -6,11 +6,12 @@ set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
-.venv/bin/ruff format --check .
-.venv/bin/ruff check .
+source scripts/environment.bash
+"$environment/bin/ruff" format --check .
+"$environment/bin/ruff" check .
 # Processes of one thread each: the tests' own, and those of scripts, which tests/warm_server.py forks.
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 selection=(-m "not slow")
 [ -z "${SLOW:-}" ] || selection=()
-.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"
+"$environment/bin/python" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"
 [ -n "${SLOW:-}" ] || echo "Left out: the tests marked slow. SLOW=1 bash scripts/test.sh runs all of them."

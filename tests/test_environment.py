@@ -64,3 +64,34 @@ def test_other_systems_get_a_sentence():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "runs on Linux (macOS is untested)" in done.stderr
+
+
+def test_the_active_environment_is_used_by_a_flag(tmp_path):
+    """ACTIVE=1 installs into the active environment, once; without one it is refused."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/calls\n')
+    python.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "CONDA_PREFIX": str(tmp_path), "ACTIVE": "1"}
+    for _ in range(2):
+        done = subprocess.run(["bash", "scripts/setup.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert calls.count("pip install") == 1 and "--editable .[dev]" in calls and ".venv" not in done.stdout
+    refused = subprocess.run(["bash", "scripts/test.sh"], cwd=ROOT, env={"PATH": "/usr/bin:/bin", "ACTIVE": "1"},
+                             capture_output=True, text=True)  # fmt: skip
+    assert refused.returncode == 1 and "ACTIVE=1, but no environment is active" in refused.stderr
+
+
+def test_local_paths_win_and_leave_the_commit_clean(tmp_path, monkeypatch):
+    from vlmclassifier import paths
+
+    monkeypatch.setattr(paths, "PROJECT_ROOT", tmp_path)
+    monkeypatch.delenv("VLMCLASSIFIER_PATHS", raising=False)
+    (tmp_path / "paths.toml").write_text('[models]\na = "x"\nb = "y"\n[trusted_roots]\ndisk = "one"\n')
+    assert paths.local_path("models", "a") == tmp_path / "x"
+    (tmp_path / "paths.local.toml").write_text('[models]\na = "z"\n[trusted_roots]\ndisk = "two"\nother = "three"\n')
+    assert [paths.local_path("models", key) for key in "abc"] == [tmp_path / "z", tmp_path / "y", None]
+    assert paths.trusted_roots() == [tmp_path / "two", tmp_path / "three"]
+    ignored = subprocess.run(["git", "check-ignore", "paths.local.toml"], cwd=ROOT, capture_output=True, text=True)
+    assert ignored.stdout.strip() == "paths.local.toml"

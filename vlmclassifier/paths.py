@@ -30,12 +30,14 @@ def run_folder(out: Path | None, section: str, name: str, setting: str, several:
 def local_path(table: str, key: str) -> Path | None:
     """The entry `key` of `[models]`, `[benchmarks]` or `[texts]` in paths.toml, or None where there is none.
 
-    `VLMCLASSIFIER_PATHS` names another file. Relative entries start at the file's own folder.
+    An entry of paths.local.toml wins. `VLMCLASSIFIER_PATHS` names another file in place of both. Relative entries start
+    at the file's own folder.
     Raises UserError when the file cannot be read, has another table, or an entry is not a string.
     """
-    file = _file()
-    entry = _settings(file).get(table, {}).get(key)
-    return file.parent / Path(entry).expanduser() if entry else None
+    for file in _files():
+        if entry := _settings(file).get(table, {}).get(key):
+            return file.parent / Path(entry).expanduser()
+    return None
 
 
 def trusted_roots() -> list[Path]:
@@ -43,29 +45,35 @@ def trusted_roots() -> list[Path]:
 
     Raises UserError like `local_path`.
     """
-    file = _file()
-    return [file.parent / Path(entry).expanduser() for entry in _settings(file).get("trusted_roots", {}).values()]
+    entries: dict[str, Path] = {}
+    for file in reversed(_files()):
+        found = _settings(file).get("trusted_roots", {})
+        entries |= {name: file.parent / Path(entry).expanduser() for name, entry in found.items()}
+    return list(entries.values())
 
 
 def listed_fingerprint(key: str) -> str | None:
     """The entry `key` of [fingerprints] in paths.toml: the checkpoint that its user has checked; None where none is."""
-    return _settings(_file()).get("fingerprints", {}).get(key)
+    return next((entry for file in _files() if (entry := _settings(file).get("fingerprints", {}).get(key))), None)
 
 
 def near_miss(table: str, key: str, known: Collection[str]) -> str:
     """A hint about an unknown entry of paths.toml that looks like `key`; "" where there is none."""
-    file = _file()
-    others = {name.lower(): name for name in _settings(file).get(table, {}) if name not in known}
-    found = get_close_matches(key.lower(), others, 1, 0.8)
-    return f" {file} has {others[found[0]]!r} in [{table}]: did you mean {key!r}?" if found else ""
+    for file in _files():
+        others = {name.lower(): name for name in _settings(file).get(table, {}) if name not in known}
+        if found := get_close_matches(key.lower(), others, 1, 0.8):
+            return f" {file} has {others[found[0]]!r} in [{table}]: did you mean {key!r}?"
+    return ""
 
 
-def _file() -> Path:
+def _files() -> list[Path]:
+    """The files of paths, the one that wins first. paths.local.toml is not tracked, so that no run becomes "-dirty"."""
     named = os.environ.get("VLMCLASSIFIER_PATHS")
-    file = Path(named) if named else PROJECT_ROOT / "paths.toml"
-    if named and not file.exists():
-        raise UserError(f"{file} (from VLMCLASSIFIER_PATHS) does not exist: create it or unset the variable.")
-    return file
+    if not named:
+        return [PROJECT_ROOT / "paths.local.toml", PROJECT_ROOT / "paths.toml"]
+    if not Path(named).exists():
+        raise UserError(f"{named} (from VLMCLASSIFIER_PATHS) does not exist: create it or unset the variable.")
+    return [Path(named)]
 
 
 def _settings(file: Path) -> dict[str, dict[str, str]]:
