@@ -1,9 +1,11 @@
 """Write generated stand-in images for the paper's four benchmarks: coloured figures under real class names.
 
     python scripts/make_images.py --out outputs/generated
+    python scripts/make_images.py --out pictures --classes fox "sea lion" heron --count 12
 
 They let the main job run where no real images are at hand; nothing can be learnt from them. Each image depends on
-(seed, benchmark, number) alone. Writes OUT/BENCHMARK.jsonl and OUT/BENCHMARK/NUMBER.jpg.
+(seed, benchmark, number) alone. Writes OUT/BENCHMARK.jsonl and OUT/BENCHMARK/NUMBER.jpg; with --classes folders of
+images as one has them oneself, OUT/CLASS/NUMBER.jpg.
 """
 
 import json
@@ -21,7 +23,9 @@ class Args:
     out: Path
     """Folder for the manifests and images."""
     count: int = 50
-    """Images per benchmark."""
+    """Images per benchmark, or per class with --classes."""
+    classes: tuple[str, ...] = ()
+    """Names of classes of your own, instead of the benchmarks."""
     seed: int = 0
     """Seed of the figures and of the classes they stand for."""
 
@@ -29,6 +33,15 @@ class Args:
 def main(args: Args) -> None:
     """Write the images and manifests."""
     cli.check_positive(count=args.count)
+    for name in args.classes:
+        folder = args.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(args.count):
+            generated_image(random.Random(f"{args.seed}:{name}:{number}")).save(folder / f"{number:04}.jpg")
+    if args.classes:
+        print(f"{len(args.classes)} folders of {args.count} images in {args.out}\n"
+              f"Next: python scripts/prepare_data.py NAME --folder {args.out}")  # fmt: skip
+        return
     for benchmark in PAPER_BENCHMARKS.values():
         folder = args.out / benchmark.key
         folder.mkdir(parents=True, exist_ok=True)

@@ -300,7 +300,7 @@ METRICS = {
         Metric("exact_bare", "as `exact`, without ( and ) in the label, as the reference scores its BLIP-2",
                _each(lambda prediction: _stripped(prediction.output) == _bare(prediction.label)),
                lambda answers: answers.is_text and any("(" in name for name in answers.names), judges=True),
-        Metric("empty", "the answer is empty", _each(empty)),
+        Metric("empty", "the answer is empty", _each(empty), lambda answers: answers.kind in TEXT_KINDS),
         Metric("cut", "there is no answer: the thought of a thinking model was cut off at the token limit",
                lambda answers: answers.cut, lambda answers: any(answers.cut)),
         Metric("contains_words", "the label occurs in the answer as whole words, or in the simple plural",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vlmclassifier.scoring.semantic import Encoder
 
 JUDGE_FILE = "judge.jsonl"  # of general benchmarks that a model judges
-SCORING_VERSION = 3  # raise it when a metric's definition changes: stored scores are then computed anew
+SCORING_VERSION = 4  # raise it when a metric's definition changes: stored scores are then computed anew
 CLASSIFY_KINDS = ("vlm", "clip", "api")
 Cell = tuple[str, str, str, tuple[str, ...]]  # model, setting, dataset, tags
 
