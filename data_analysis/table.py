@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from vlmclassifier import cli
 from vlmclassifier.paths import OUTPUTS
 from vlmclassifier.records import UserError
-from vlmclassifier.tables import label, markdown
+from vlmclassifier.tables import label, markdown, only_run
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -40,6 +40,8 @@ the projector fine-tuned on the data set itself; ours may have a tenth of the tr
 class Args:
     outputs: Path = OUTPUTS / "data_analysis"
     """Folder of the folders of correlate.py."""
+    all: bool = False
+    """Also show the rows of the paper that were not run."""
     format: Literal["markdown", "csv", "latex"] = "markdown"
     """What to print; all three are written."""
 
@@ -55,7 +57,7 @@ def main(args: Args) -> None:
     if missing := {"counts", "tags", "classes"} - set(ours):
         raise UserError(f"{files[0]} has no column {min(missing)}: run data_analysis/correlate.py again.")
     joined = compare(ours[ours["classes"] == "all"])
-    wide = wide_table(joined)
+    wide = only_run(wide_table(joined), args.all)
     written = [args.outputs / f"table11.{suffix}" for suffix in ("md", "csv", "tex")]
     ends = figure3()
     written[0].write_text(f"{markdown(wide)}\n\n{ends}\n\n{LEGEND}\n", encoding="utf-8")

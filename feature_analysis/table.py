@@ -17,7 +17,7 @@ from vlmclassifier.benchmarks import PAPER_BENCHMARKS
 from vlmclassifier.paths import OUTPUTS
 from vlmclassifier.records import Score, UserError
 from vlmclassifier.scoring.runs import collect_runs
-from vlmclassifier.tables import LEGEND, compare, label, markdown, wide_table, write_tables
+from vlmclassifier.tables import LEGEND, compare, label, markdown, only_run, summary, wide_table, write_tables
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,6 +38,8 @@ are controls: what a probe finds behind a language model that has learnt nothing
 class Args:
     outputs: Path = OUTPUTS / "feature_analysis"
     """Folder of the runs of probe.py."""
+    all: bool = False
+    """Also show the rows of the paper that were not run."""
     format: Literal["markdown", "csv", "latex"] = "markdown"
     """What to print; all three are written."""
 
@@ -70,10 +72,10 @@ def main(args: Args) -> None:
         else:
             settings = [*published["setting"].unique()]
             datasets = list(PAPER_BENCHMARKS) if len(published) else []
-            wide = wide_table(comparison, datasets, [*published["model"].unique()], (), settings)
+            wide = only_run(wide_table(comparison, datasets, [*published["model"].unique()], (), settings), args.all)
         files += write_tables(wide, comparison, args.outputs, name)
         if args.format == "markdown":
-            print(f"{title}, accuracy in percent\n\n{markdown(wide)}\n")
+            print(f"{title}, accuracy in percent\n\n{markdown(wide)}\n\n{summary(comparison)}\n")
         else:
             print(files[("csv", "latex").index(args.format) - 2].read_text(encoding="utf-8"))
     if args.format == "markdown":

@@ -19,7 +19,17 @@ from vlmclassifier.records import Prediction, Score, UserError
 from vlmclassifier.runs import read_run
 from vlmclassifier.scoring.questions import Answers, error_causes, grouped_difference, grouped_proportion, paired_tests
 from vlmclassifier.scoring.runs import ScoredRun, collect_runs
-from vlmclassifier.tables import LEGEND, compare, label, markdown, wide_table, write_csv, write_tables
+from vlmclassifier.tables import (
+    LEGEND,
+    compare,
+    label,
+    markdown,
+    only_run,
+    summary,
+    wide_table,
+    write_csv,
+    write_tables,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,6 +48,8 @@ together. free_answer: no options in the prompt; letters_log_prob, options_log_p
 class Args:
     outputs: Path = OUTPUTS / "imagewikiqa"
     """Folder of the runs."""
+    all: bool = False
+    """Also show the rows of the paper that were not run."""
     format: Literal["markdown", "csv", "latex"] = "markdown"
     """What to print; all three are written."""
 
@@ -58,9 +70,10 @@ def main(args: Args) -> None:
     ):
         comparison = compare(scores, PAPER, name)
         wide = with_paper_only(wide_table(comparison, [], paper_models(name), settings=["multiple_choice", "official"]))
+        wide = only_run(wide, args.all)
         files += write_tables(wide, comparison, args.outputs, name)
         if args.format == "markdown":
-            print(f"{title}, accuracy in percent\n\n{markdown(wide)}\n")
+            print(f"{title}, accuracy in percent\n\n{markdown(wide)}\n\n{summary(comparison)}\n")
         else:
             print(files[("csv", "latex").index(args.format) - 2].read_text(encoding="utf-8"))
     for name, title, rows in (

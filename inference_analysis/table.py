@@ -17,7 +17,17 @@ from vlmclassifier.benchmarks import PAPER_BENCHMARKS
 from vlmclassifier.paths import OUTPUTS
 from vlmclassifier.records import Score, UserError
 from vlmclassifier.scoring.runs import CLASSIFY_KINDS, Cell, ScoredRun, collect_runs
-from vlmclassifier.tables import LEGEND, compare, label, markdown, metric_table, wide_table, write_tables
+from vlmclassifier.tables import (
+    LEGEND,
+    compare,
+    label,
+    markdown,
+    metric_table,
+    only_run,
+    summary,
+    wide_table,
+    write_tables,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -66,6 +76,8 @@ TABLES = {
 class Args:
     outputs: Path = OUTPUTS
     """Folder that holds main_results and inference_analysis."""
+    all: bool = False
+    """Also show the rows of the paper that were not run."""
     format: Literal["markdown", "csv", "latex"] = "markdown"
     """What to print; all three are written."""
 
@@ -97,13 +109,14 @@ def main(args: Args) -> None:
         comparison = compare(scores, PAPER, name)
         models = list(papers[papers["table"] == name]["model"].unique())
         order = [*table.settings, *RANKED]
-        wide = wide_table(comparison, list(PAPER_BENCHMARKS), models, not_applicable, order)
+        wide = only_run(wide_table(comparison, list(PAPER_BENCHMARKS), models, not_applicable, order), args.all)
         files += write_tables(wide, comparison, home, name)
         shown += len(scores)
         if args.format != "markdown":
             print(files[("csv", "latex").index(args.format) - 2].read_text(encoding="utf-8"))
             continue
-        print(f"Table {name.removeprefix('table')}: accuracy in percent\n\n{markdown(wide)}\n")
+        print(f"Table {name.removeprefix('table')}: accuracy in percent\n\n{markdown(wide)}\n\n"
+              f"{summary(comparison)}\n")  # fmt: skip
         if table.ranked and ranked.scores:
             rank_metrics = metric_table(comparison, ("top5", "accuracy_by_class"))
             print(f"{GUIDANCE}\n\n{markdown(chosen_t(ranked.runs))}\n")

@@ -25,6 +25,8 @@ from vlmclassifier.tables import (
     difference_table,
     markdown,
     metric_table,
+    only_run,
+    summary,
     wide_table,
     write_tables,
 )
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 PAPER = Path(__file__).parent / "paper.csv"
 SETTINGS = ("open_world", "closed_world")  # other settings belong to other tables
+SHOWN_METRICS = ("mean_per_class", "exact", "contains_words", "unique", "no_class")
 SYNONYMS = {"without_synonyms": "accuracy", "with_synonyms": "contains_synonym"}  # Table 8: setting -> our metric
 OTHER_SETTINGS = (
     "Runs with other settings (numbers of candidates, orders, wordings, seeds), in percent. "
@@ -50,8 +53,12 @@ DIFFERENCES = (
 class Args:
     outputs: Path = OUTPUTS / "main_results"
     """Folder of the run folders."""
+    all: bool = False
+    """Also show the rows of the paper that were not run."""
     format: Literal["markdown", "csv", "latex"] = "markdown"
     """What to print; all three are written."""
+    metrics: tuple[Literal[("all", *METRICS)], ...] = SHOWN_METRICS
+    """Metrics to print beside the accuracy; the .csv has every one."""
     semantic: Path | None = None
     """Folder of a sentence-transformers model: adds the metric "semantic" (the class nearest to the answer)."""
 
@@ -73,9 +80,9 @@ def main(args: Args) -> None:
     # ---- compare with the paper
     models = list(pd.read_csv(PAPER)["model"].unique())
     first, eighth = compare(scores, PAPER, "table1"), compare(synonym_scores(scores), PAPER, "table8")
-    table1 = wide_table(first, list(PAPER_BENCHMARKS), models, not_applicable)
+    table1 = only_run(wide_table(first, list(PAPER_BENCHMARKS), models, not_applicable), args.all)
     side_by_side = eighth.assign(dataset=eighth["setting"], setting="open_world")
-    table8 = wide_table(side_by_side, list(SYNONYMS), models)
+    table8 = only_run(wide_table(side_by_side, list(SYNONYMS), models), args.all)
     differences = difference_table(runs)
     other = compare(others, PAPER, "")
     other_settings = metric_table(other) if others else pd.DataFrame(columns=["model", "setting", "dataset", "n"])
@@ -91,12 +98,14 @@ def main(args: Args) -> None:
         for forms in files:
             print(forms[("markdown", "csv", "latex").index(args.format)].read_text(encoding="utf-8"))
         return
-    print(f"Table 1: accuracy in percent\n\n{markdown(table1)}\n")
-    print(f"Table 8: on ImageNet, without and with WordNet's other names of a class\n\n{markdown(table8)}\n")
+    print(f"Table 1: accuracy in percent\n\n{markdown(table1)}\n\n{summary(first)}\n")
+    if len(table8):
+        print(f"Table 8: on ImageNet, without and with WordNet's other names of a class\n\n{markdown(table8)}\n")
     print(f"{LEGEND}\n")
     if scores:
-        more = [metric for metric in METRICS if metric != "accuracy"]
-        print(f"All metrics of our runs, in percent\n\n{markdown(metric_table(first, more))}\n")
+        chosen = list(METRICS) if "all" in args.metrics else args.metrics
+        more = [metric for metric in chosen if metric != "accuracy"]
+        print(f"More metrics of our runs, in percent\n\n{markdown(metric_table(first, more))}\n")
         print(f"{DIFFERENCES}\n\n{markdown(differences)}\n")
     if others:
         print(f"{OTHER_SETTINGS}\n\n{markdown(other_settings)}\n")

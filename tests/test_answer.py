@@ -108,7 +108,7 @@ def test_a_run_continues_and_the_table_compares(wiki, tiny, tmp_path, capsys):
     answer(wiki, tiny, "runs/tuned", adapter=adapter, **options)
     table = script("imagewikiqa/table.py")
     capsys.readouterr()
-    table.main(table.Args(wiki / "runs"))
+    table.main(table.Args(wiki / "runs", all=True))
     printed = capsys.readouterr().out
     assert "| Random " in printed and "paper only (96.5)" in printed and "sign flips" in printed
     with open(wiki / "runs" / "comparisons.csv", newline="") as stream:

@@ -445,7 +445,7 @@ def test_probes_are_runs_that_the_table_shows(pair, tmp_path, capsys):
     assert "1 of 2 features: the paper probe is finished" in printed and "last_token, " not in printed
     assert all(file.stat().st_mtime_ns == time for file, time in times.items())
     table = script("feature_analysis/table.py")
-    table.main(table.Args(outputs=tmp_path / "runs"))
+    table.main(table.Args(outputs=tmp_path / "runs", all=True))
     printed = capsys.readouterr().out
     assert "| LLaVA1.5-7B (miniature, 3 epochs) | last_token-held_out" in printed and "missing (94.5)" in printed
 

@@ -125,7 +125,7 @@ def test_t_is_chosen_on_the_train_images_and_the_table_says_so(tiny, own, tmp_pa
     assert without_train["prob_sum_cfg_held_out"].chosen_on == "the other half"
     capsys.readouterr()
     module = script("inference_analysis/table.py")
-    module.main(module.Args(outputs=tmp_path / "outputs"))
+    module.main(module.Args(outputs=tmp_path / "outputs", all=True))
     printed = capsys.readouterr().out
     assert re.search(r"LLaVA1.5-7B \(miniature\) +\| prob_sum_cfg_held_out +\| mine +\| [\d.]+ +\| train", printed)
     assert "split train" not in printed and "missing (47.6)" in printed and "missing (62.2)" in printed  # Tables 2, 12

@@ -24,7 +24,7 @@ from vlmclassifier.paths import OUTPUTS
 from vlmclassifier.records import Score, UserError
 from vlmclassifier.scoring.intervals import wilson_interval
 from vlmclassifier.scoring.runs import ScoredRun, collect_runs
-from vlmclassifier.tables import LEGEND, compare, markdown, wide_table, write_tables
+from vlmclassifier.tables import LEGEND, compare, markdown, only_run, summary, wide_table, write_tables
 
 PAPER = Path(__file__).parent / "paper.csv"
 TITLES = {
@@ -51,6 +51,8 @@ class Args:
     """Folder of the answers before fine-tuning."""
     frequency: Path = OUTPUTS / "data_analysis"
     """Folder of the folders of correlate.py."""
+    all: bool = False
+    """Also show the rows of the paper that were not run."""
     format: Literal["markdown", "csv", "latex"] = "markdown"
     """What to print; all three are written."""
 
@@ -74,10 +76,10 @@ def main(args: Args) -> None:
         comparison = compare(own, PAPER, name)
         datasets = [key for key in PAPER_BENCHMARKS if key in set(published["dataset"])]
         order = ([*published["model"].unique()], (), [*published["setting"].unique()])
-        wide = wide_table(comparison, datasets, *order)
+        wide = only_run(wide_table(comparison, datasets, *order), args.all)
         files += write_tables(wide, comparison, args.outputs, name)
         if args.format == "markdown":
-            print(f"{title}, accuracy in percent\n\n{markdown(wide)}\n")
+            print(f"{title}, accuracy in percent\n\n{markdown(wide)}\n\n{summary(comparison)}\n")
         else:
             print(files[("csv", "latex").index(args.format) - 2].read_text(encoding="utf-8"))
     files += frequency_table(args)

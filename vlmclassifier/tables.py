@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 KEYS = ["model", "setting", "dataset"]
+KEY_COLUMNS = (*KEYS, "counts", "source", "probe", "tokens")  # of wide tables: what a row is of
 IMPORTED = "imported"  # the tag of answers of the paper's own runs, which are compared with the paper's numbers too
 LEGEND = (
-    "Cells: ours in percent [95% Wilson interval] n=images (paper's number, difference in points, whether the "
-    "paper's number is inside our interval). missing: not run yet. N/A: the prompt does not fit the model's "
-    "context, or neither we nor the paper have a number. Rows with a tag in parentheses (miniature: random or mini "
-    "weights; split: not the test split; another id or server of an API; a note of the manifest) are never compared "
-    "with the paper."
+    "Cells: ours in percent ±half the width of its 95% interval (the paper's number; * where it is outside our "
+    "interval). The .csv beside this table has intervals, n and every metric. missing: not run yet. N/A: the prompt "
+    "does not fit the model's context, or neither we nor the paper have a number. Rows with a tag in parentheses "
+    "(miniature: random or mini weights; split: not the test split; another id or server of an API; a note of the "
+    "manifest) are never compared with the paper."
 )
 
 
@@ -87,6 +88,30 @@ def wide_table(
     return pd.DataFrame(body, columns=["model", "setting", *columns])
 
 
+def only_run(wide: "DataFrame", everything: bool = False) -> "DataFrame":
+    """The rows of a wide table in which a cell was run here, or is N/A for a run; `everything`: all rows."""
+    if everything:
+        return wide
+    text = wide.drop(columns=[column for column in KEY_COLUMNS if column in wide]).astype(str)
+    is_na = text == "N/A"
+    others = text.map(lambda cell: cell.startswith(("missing", "paper only")) or cell == "")
+    return wide[(~(is_na | others)).any(axis=1) | is_na.all(axis=1)]
+
+
+def summary(comparison: "DataFrame") -> str:
+    """How much of a table is run, in one sentence."""
+    rows = comparison[comparison["metric"] == "accuracy"] if "metric" in comparison else comparison
+    compared = rows[rows["difference"].notna()]
+    ours = int(rows["value"].notna().sum())
+    papers = int(rows["paper"].notna().sum())
+    inside = int(sum(compared["inside"] == True))  # noqa: E712 - the column holds None too
+    text = (
+        f"{len(compared)} of the paper's {papers} cells are run, {inside} of them with its number inside our interval"
+    )
+    more = ours - len(compared)
+    return f"{text}; {more} more of ours are compared with nothing." if more else f"{text}."
+
+
 def _place(item: str, items: Sequence[str]) -> int:
     return items.index(item) if item in items else len(items)
 
@@ -131,9 +156,16 @@ def write_tables(
     files = [folder / f"{name}.{suffix}" for suffix in ("md", "csv", "tex")]
     files[0].write_text(f"{markdown(wide)}\n\n{legend}\n", encoding="utf-8")
     comparison.to_csv(files[1], index=False)
-    text = wide.to_latex(index=False, escape=True, na_rep="", column_format="ll" + "r" * (wide.shape[1] - 2))
-    files[2].write_text(text, encoding="utf-8")
+    files[2].write_text(latex(wide), encoding="utf-8")
     return files
+
+
+def latex(wide: "DataFrame") -> str:
+    """A booktabs table in words: no underscores, the plus-minus in mathematics."""
+    words = wide.map(lambda cell: cell.replace("_", " ") if isinstance(cell, str) else cell)
+    columns = "ll" + "r" * (wide.shape[1] - 2)
+    text = words.to_latex(index=False, escape=True, na_rep="", column_format=columns, float_format="%.1f")
+    return text.replace(" ±", " $\\pm$ ")
 
 
 def write_csv(file: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
@@ -155,7 +187,7 @@ def markdown(table: "DataFrame") -> str:
 def _cell(row: object) -> str:
     if row.value != row.value:  # NaN: only the paper has it
         return f"missing ({row.paper:.1f})"
-    text = f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}] n={row.n:.0f}"
+    text = f"{row.value:.1f} ±{(row.high - row.low) / 2:.1f}"
     if row.paper == row.paper:
-        text += f" ({row.paper:.1f}, {row.difference:+.1f}, {'inside' if row.inside else 'outside'})"
+        text += f" ({row.paper:.1f}{'' if row.inside else '*'})"
     return text
