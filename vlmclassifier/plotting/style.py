@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vlmclassifier.benchmarks import BENCHMARKS, PAPER_BENCHMARKS
+from vlmclassifier.records import UserError
 from vlmclassifier.tables import label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, no yellow
@@ -41,6 +42,15 @@ def read_table(file: Path, metric: str | None = "accuracy") -> pd.DataFrame:
     if {"model", "tags"} <= set(table):
         table = table.assign(row=[label(str(row.model), row.tags) for row in table.itertuples()])
     return table
+
+
+def our_accuracies(file: Path) -> pd.DataFrame:
+    """The accuracies in a section's table that were run here, for a notebook. Raises UserError before there are any."""
+    if not file.exists():
+        raise UserError(f"{file} does not exist yet: run python {file.parent.name}/table.py first.")
+    table = read_table(file)
+    columns = ["model", "tags", "setting", "dataset", "value", "low", "high", "n", "paper", "inside"]
+    return table[table["value"].notna()][columns].round(1)
 
 
 def titles_of(datasets: Iterable[str]) -> dict[str, str]:
@@ -98,7 +108,7 @@ def all_handles(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
 def save(figure: Figure | None, folder: Path, name: str) -> None:
     """Write NAME.png and NAME.pdf; without a figure say so."""
     if figure is None:
-        print(f"{name}: nothing to draw yet")
+        print(f"{name}: nothing to draw yet; run this section's launchers, then python {folder.name}/table.py")
     else:
         figure.savefig(folder / f"{name}.png", dpi=200)
         figure.savefig(folder / f"{name}.pdf")
