@@ -75,7 +75,12 @@ def calibrate(outputs: Path, hierarchy: Path | None = None) -> tuple[Tables, lis
         raise UserError(f"No run below {outputs} can be calibrated: see above.")
     out = outputs / "inference_analysis" / "calibration"
     out.mkdir(parents=True, exist_ok=True)
-    return rows, [write_csv(out / f"{name}.csv", found) for name, found in rows.items() if found]
+    files = []
+    for name, found in rows.items():
+        (out / f"{name}.csv").unlink(missing_ok=True)  # rows of an earlier call
+        if found:
+            files.append(write_csv(out / f"{name}.csv", found))
+    return rows, files
 
 
 def find_runs(outputs: Path) -> dict[Path, Path | None]:
@@ -112,8 +117,10 @@ def of_run(folder: Path, test: "NameScores", train: "NameScores", hierarchy: Pat
         raise UserError(f"{folder}: {len(shared)} images are in its train run too, such as {min(shared)}: fix the "
                         "manifest and run both again.")  # fmt: skip
     t = c.fit_temperature(train.scores, train.truth)
-    common = {"run": folder.name, "model": display_name(test.config["model"]), "setting": test.setting,
-              "dataset": test.config["benchmark"], "tags": ", ".join(test.config["tags"])}  # fmt: skip
+    common = {
+        "run": f"{folder.parent.name}/{folder.name}", "model": display_name(test.config["model"]),
+        "setting": test.setting, "dataset": test.config["benchmark"], "tags": ", ".join(test.config["tags"]),
+    }  # fmt: skip
     rows: Tables = {"reliability": [], "coverage": [], "hierarchy": []}
     numbers: dict[str, float] = {}
     for when, temperature in (("before", 1.0), ("after", t)):
@@ -135,13 +142,19 @@ def of_run(folder: Path, test: "NameScores", train: "NameScores", hierarchy: Pat
     answered = round(kept.coverage * len(right))
     interval = wilson_interval(round(kept.accuracy * answered), answered) if answered else (float("nan"),) * 2
     rows["calibration"] = [common | {
-        "n": len(test.ids), "accuracy": 100 * float(right.mean()), "train_n": len(train.ids), "temperature": t,
+        "rows_hash": test.rows_hash, "n": len(test.ids),
+        "accuracy": 100 * float(right.mean()), "train_n": len(train.ids), "temperature": t,
         **numbers, "coverage_90": 100 * (best.coverage if best else 0.0), "coverage_90_low": 100 * low,
         "coverage_90_high": 100 * high, "abstaining_coverage": 100 * kept.coverage,
         "abstaining_accuracy": 100 * kept.accuracy, "abstaining_accuracy_low": 100 * interval[0],
         "abstaining_accuracy_high": 100 * interval[1], "abstaining_threshold": kept.threshold,
     }]  # fmt: skip
-    if tree := hierarchy_of(test.config["benchmark"], test.names, hierarchy):
+    try:
+        tree = hierarchy_of(test.config["benchmark"], test.names, hierarchy)
+    except UserError as error:  # the tree of another benchmark
+        print(f"{folder.name} gets no names of the tree: {error}")
+        tree = None
+    if tree:
         probabilities = np.exp(c.log_softmax(test.scores, t))
         rows["hierarchy"] = [common | in_percent(hierarchical(tree, probabilities, test.truth, certainty))
                              for certainty in CERTAINTIES]  # fmt: skip

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import BENCHMARKS, class_names
+from vlmclassifier.images import open_image
 from vlmclassifier.models import MODELS, checkpoint_folder, find_model
 from vlmclassifier.prompts import WORDINGS
 from vlmclassifier.records import UserError
@@ -135,7 +136,7 @@ def build(args: Args) -> Any:
         if image is None:
             raise gradio.Error("Drop an image first.")
         try:
-            answer = models.answer(image.convert("RGB"), model, clip, names.splitlines(), wording)
+            answer = models.answer(open_image(image), model, clip, names.splitlines(), wording)
         except UserError as error:
             raise gradio.Error(str(error)) from None
         of_clip = probabilities(answer.names, answer.clip_scores)
@@ -147,7 +148,7 @@ def build(args: Args) -> Any:
         stored = gradio.State(None)
         with gradio.Row():
             with gradio.Column():
-                image = gradio.Image(type="pil", label="Image", elem_id="image", height=280)
+                image = gradio.Image(type="filepath", label="Image", elem_id="image", height=280)
                 model = gradio.Dropdown(vlms, value=vlms[0], label="Vision-language model")
                 clip = gradio.Dropdown(clips, value=clips[0], label="CLIP")
                 wording = gradio.Dropdown(list(WORDINGS), value="base", label="Wording of the question")
@@ -191,7 +192,12 @@ def main(args: Args) -> None:
     if args.weights and not (args.weights / "vlm").is_dir():
         raise UserError(f"{args.weights} has no folder vlm: give ROOT/checkpoints of a small study.")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    build(args).launch(server_name="127.0.0.1", server_port=args.port, quiet=False)
+    try:
+        build(args).launch(server_name="127.0.0.1", server_port=args.port, quiet=False)
+    except OSError as error:
+        if "empty port" not in str(error):
+            raise
+        raise UserError(f"Port {args.port} is in use, perhaps by another demo: give another --port.") from None
 
 
 if __name__ == "__main__":

@@ -54,27 +54,33 @@ def main(args: Args) -> None:
         seeds = sorted(folder.name for folder in args.outputs.glob("**/seed-*") if folder.is_dir())
         hint = f" Its studies are in {', '.join(seeds[:3])}: give one of them." if seeds else ""
         print(f"{args.outputs} has no folder of a section.{hint}", file=sys.stderr)
+    notes: list[str] = []
     if args.tables:
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda section: write_tables(args.outputs, section), SECTIONS))
+            notes = list(filter(None, pool.map(lambda section: write_tables(args.outputs, section), SECTIONS)))
 
     from vlmclassifier.reporting.write import write_report
 
     title = args.title or f"Image classification by vision-language models: {args.outputs.resolve().name}"
-    written = write_report(args.outputs, args.out or args.outputs / "report", title, args.data_root, args.examples)
+    written = write_report(
+        args.outputs, args.out or args.outputs / "report", title, args.data_root, args.examples, notes
+    )
     print(f"Written: {written.page} ({written.megabytes:.1f} MB, {written.examples:,} examples, "
           f"{len(written.notes)} notes on what is missing). Open it in a browser.")  # fmt: skip
 
 
-def write_tables(outputs: Path, section: str) -> None:
-    """Run a section's table.py; a section without runs says so there, and the page shows what is left."""
+def write_tables(outputs: Path, section: str) -> str:
+    """Run a section's table.py; returns what it says where it cannot write its tables, "" where it can."""
     if not (outputs / section).is_dir():
-        return
+        return ""
     folder = outputs if section in OF_SEVERAL else outputs / section
     command = [sys.executable, f"{section}/table.py", "--outputs", str(folder.resolve())]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
-    if done.returncode:
-        print(f"{section}/table.py: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+    if not done.returncode:
+        return ""
+    problem = f"{section}/table.py: {(done.stderr.strip().splitlines() or ['it stopped'])[-1]}"
+    print(problem, file=sys.stderr)
+    return f"{problem} Tables of this section are older than this page."
 
 
 if __name__ == "__main__":

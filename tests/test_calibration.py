@@ -3,10 +3,11 @@
 import csv
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
-from conftest import script
+from conftest import noise, script
 
 from vlmclassifier.records import UserError
 from vlmclassifier.scoring import calibration as c
@@ -47,8 +48,19 @@ def test_the_calibration_error_of_a_worked_case():
     bins = c.reliability(confidence, right)
     assert [(one.n, one.accuracy) for one in bins] == [(1, 1.0), (4, 0.75)] and bins[1].low == pytest.approx(14 / 15)
     assert c.calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0  # the ends have bins
-    low, high = c.error_interval(confidence, right)
-    assert low < c.calibration_error(confidence, right) < high
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.06, 0.1, 0.2])
+def test_the_interval_covers_the_true_calibration_error(shift, monkeypatch):
+    """Models whose accuracy is their confidence minus a shift, which is then the error; 60 samples of 500 images."""
+    monkeypatch.setattr(c, "RESAMPLES", 250)
+    covered = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        confidence = rng.uniform(0.25, 1, 500)
+        low, high = c.error_interval(confidence, rng.random(500) < confidence - shift)
+        covered += low <= shift <= high
+    assert covered >= 52
 
 
 def test_coverage_answers_equal_confidences_together():
@@ -159,6 +171,39 @@ def test_runs_are_calibrated_on_their_train_runs(own, tiny, tmp_path, capsys):
     assert rows["calibration"][0]["temperature"] == pytest.approx(2, rel=0.1)
     with pytest.raises(UserError, match="300 images are in its train run too, such as test 0"):
         module.of_run(out / "clip", fake_pair(found)[0], fake_pair(found)[0])
+
+
+def test_a_run_is_paired_with_its_own_train_run(own, tiny, tmp_path):
+    """Not with one of another model, caption, dtype or class list; the largest of several counts."""
+    classify, module = script("main_results/classify_clip.py"), script("inference_analysis/calibrate.py")
+    own.rows += [row | {"image": f"t{number}.png", "split": "train"} for number, row in enumerate(own.rows)]
+    for number in range(3):
+        noise((30, 20), number).save(own.folder / f"t{number}.png")
+    own.write()
+    out, common = tmp_path / "main_results", {"weights": tiny / "clip-vit-l-336", "save_scores": True, **own.args}
+    classify.main(classify.Args("clip-vit-l-336", out=out / "test", **common))
+    for name, limit in (("small", 2), ("large", None)):
+        classify.main(classify.Args("clip-vit-l-336", out=out / "train" / name, split="train", limit=limit, **common))
+    for key, value in (("model", "other"), ("caption", "{}"), ("dtype", "bfloat16"), ("classes", ["dog", "cat"])):
+        decoy = out / "train" / f"decoy-{key}"
+        shutil.copytree(out / "train" / "large", decoy)
+        record = json.loads((decoy / "run.json").read_text())
+        record["config"][key], record["rows"] = value, 99
+        (decoy / "run.json").write_text(json.dumps(record))
+    assert module.find_runs(tmp_path) == {out / "test": out / "train" / "large"}
+
+
+def test_a_tree_of_other_classes_leaves_the_calibration(own, tmp_path, capsys):
+    module = script("inference_analysis/calibrate.py")
+    test, train = fake_pair(type("Found", (), {"config": {"model": "m", "benchmark": "b", "tags": [], "kind": "clip"}}))
+    (tmp_path / "roses.json").write_text('{"parents": {"rose": []}}')
+    rows = module.of_run(tmp_path / "main_results" / "run", test, train, tmp_path / "roses.json")
+    assert rows["calibration"] and not rows["hierarchy"]
+    assert "run gets no names of the tree: " in capsys.readouterr().out
+    names = {f"class {number}": ["thing" if number % 2 else "animal"] for number in range(6)}
+    (tmp_path / "tree.json").write_text(json.dumps({"parents": {"thing": [], "animal": [], **names}}))
+    (row, *_) = module.of_run(tmp_path / "run", test, train, tmp_path / "tree.json")["hierarchy"]
+    assert row["certainty"] == 50 and 50 < row["accuracy"] < 100 and 1 < row["classes"] < 6
 
 
 def fake_pair(found):

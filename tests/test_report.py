@@ -53,7 +53,7 @@ def test_the_page_shows_every_run_and_the_tables(outputs, capsys):
     page, data = write_report(outputs, data_root=outputs.parent, title="Mine & yours")
     printed = capsys.readouterr().out
     assert "index.html (" in printed and "4 examples" in printed
-    assert "<title>Mine &amp; yours</title>" in page and page.count('class="verdict not-run"') == 6
+    assert "<title>Mine &amp; yours</title>" in page and page.count('class="verdict not-judged"') == 6
     assert "Table 1" in page and "LLaVA1.5-7B (miniature, 3 tokens)" in page and "rows of the paper" in page
     with open(outputs / "main_results" / "table1.csv", newline="") as stream:
         row = next(row for row in csv.DictReader(stream) if row["value"] and row["metric"] == "accuracy")
@@ -151,7 +151,7 @@ def test_the_page_in_a_browser(outputs):
         browser.execute_script("document.getElementById('examples').scrollIntoView()")
         wait(browser, lambda b: all(b.execute_script("return arguments[0].naturalWidth", image) > 0
                                     for image in b.find_elements(By.CSS_SELECTOR, ".example img")))  # fmt: skip
-        headings = {heading.text for heading in browser.find_elements(By.CSS_SELECTOR, ".example h4")}
+        headings = {heading.text for heading in browser.find_elements(By.CSS_SELECTOR, ".example h3")}
         assert headings == {"a cat", EVIL}  # shown as text
 
         def right():

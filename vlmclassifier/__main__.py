@@ -6,7 +6,8 @@
 
 Prints the likeliest names with their probabilities, which sum to 1 over all names given, and the model's free answer to
 the same question. The probabilities are the softmax of log p(name | image, prompt), the ranking of
-inference_analysis/rank_labels.py; they are not calibrated.
+inference_analysis/rank_labels.py; they are not calibrated. A name's end is not scored: one that begins another ("cat",
+"cat food") is never less likely than it.
 """
 
 import json
@@ -52,8 +53,10 @@ def main(args: Args) -> None:
     if bool(args.names) == bool(args.benchmark):
         raise UserError("Give either --names A B C or --benchmark NAME.")
     names = args.names or class_names(BENCHMARKS[str(args.benchmark)])
-    if len(set(names)) < 2:
+    if len({name.strip() for name in names} - {""}) < 2:
         raise UserError("One name alone always has probability 1: give at least two different --names.")
+    if args.image == Path():
+        raise UserError("No image is given: put it before --names, python -m vlmclassifier IMAGE --names A B.")
     if not args.image.is_file():
         raise UserError(f"The image {args.image} does not exist: give the path of a file.")
     image, spec = open_image(args.image), find_model(args.model, "vlm")

@@ -74,7 +74,7 @@ def as_images(images: object) -> list[Image.Image]:
         if isinstance(one, str | Path):
             found.append(open_image(one))
         elif isinstance(one, Image.Image):
-            found.append(one)
+            found.append(_to_rgb(one, "image"))  # as from a file: transparency over white
         else:
             raise UserError(f"{type(one).__name__} is no image: give a path, a PIL image, or a list of them.")
     return found

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.plotting.style import (
     COLOURS,
     GREY,
@@ -24,6 +25,7 @@ from vlmclassifier.plotting.style import (
 from vlmclassifier.scoring.statistics import ratio_of_errors
 
 TOKENS = r"(, )?\b\d+ tokens"  # a tag
+PAPERS = PROJECT_ROOT / "inference_analysis" / "paper.csv"
 PAPERS_N = 1_000  # images behind a number of the paper
 KINDS = [plt.Line2D([], [], color=GREY, marker="o"), plt.Line2D([], [], color=GREY, linestyle="--", marker=".")]
 
@@ -99,13 +101,13 @@ def figure4(home: Path) -> Figure | None:
 
 
 @styled
-def figure6(home: Path, papers: Path | None = None) -> Figure | None:
+def figure6(home: Path, papers: Path = PAPERS) -> Figure | None:
     """Figure 6: accuracy against t of the guidance. `papers`: paper.csv, whose best accuracies are dotted lines."""
     guidance = read_table(home / "guidance.csv")
     if guidance.empty:
         return None
     guidance = guidance[~guidance["tags"].str.contains("split train")]
-    best = pd.read_csv(papers).query("setting == 'prob_avg_cfg'") if papers else pd.DataFrame()
+    best = pd.read_csv(papers).query("setting == 'prob_avg_cfg'")
     titles = titles_of(guidance["dataset"])
     lines = [
         f"{row}, {score}, prior: {prior.replace('_', ' ')}"
@@ -145,7 +147,7 @@ def reliability(home: Path) -> Figure | None:
             text = f"{when} (ECE {errors.loc[run, f'ece_{when}']:.1f}%)"
             axis.plot(100 * rows["confidence"], 100 * rows["accuracy"], marker="os"[number], label=text,
                       color=COLOURS[number])  # fmt: skip
-            share = 25 * rows["n"] / of_run["n"].groupby(of_run["temperature"]).sum().max()
+            share = 100 * rows["n"] / of_run["n"].groupby(of_run["temperature"]).sum().max()
             axis.bar(100 * (rows["low"] + rows["high"]) / 2, share, 6 - 2 * number, color=COLOURS[number], alpha=0.25)
         axis.plot([0, 100], [0, 100], color=GREY, linewidth=0.8)
         first = of_run.iloc[0]

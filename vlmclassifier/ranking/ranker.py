@@ -398,9 +398,11 @@ def rank_names(
 ) -> dict[str, float]:  # fmt: skip
     """Name -> probability, likeliest first: the softmax of log p(name | image, prompt) over the names, from one pass.
 
-    The probabilities sum to 1 over the names given, and are not calibrated. Raises UserError for fewer than two names.
+    The probabilities sum to 1 over the names given, and are not calibrated. A name's end is not scored: one that begins
+    another ("cat", "cat food") is never less likely than it. Raises UserError for fewer than two names.
     """
-    different = list(dict.fromkeys([names] if isinstance(names, str) else names))
+    stripped = [name.strip() for name in ([names] if isinstance(names, str) else names)]
+    different = list(dict.fromkeys(name for name in stripped if name))
     if len(different) < 2:
         raise UserError("One name alone always has probability 1: give at least two different names.")
     (opened,) = as_images(image)

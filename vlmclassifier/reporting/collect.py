@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from vlmclassifier.mini.findings import Finding, read_findings
 from vlmclassifier.models import display_name
@@ -35,7 +36,15 @@ TABLES = {
                     "causes": "What the errors are made of"},
 }  # fmt: skip
 MOST_ROWS = 400  # of a table on the page; the file has all
-HIDDEN = ("metric", "inside", "run")  # columns of the long form that the page does not need
+HIDDEN = (
+    "metric",
+    "inside",
+    "rows_hash",
+    "loss_before",
+    "loss_after",
+    "abstaining_threshold",
+    "tags",
+)  # columns of the long form that the page does not need
 
 
 @dataclass
@@ -103,9 +112,9 @@ def collect(root: Path, out: Path) -> Collected:
             if file.exists():
                 try:
                     section.tables.append(read_table(file, words, out))
-                except (OSError, ValueError, KeyError, csv.Error) as error:
+                except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
                     notes.append(f"{file} cannot be read ({error}): write it again with {key}/table.py.")
-        for file in sorted((root / key).glob("*/run.json")):
+        for file in sorted((root / key).rglob("run.json")):
             run_row(file.parent, section, notes, folders)
         if not (section.runs or section.tables):
             notes.append(f"{title}: nothing was run yet; {key}/README.md says how.")
@@ -120,11 +129,11 @@ def read_table(file: Path, title: str, out: Path) -> Table:
         rows, names = list(reader), list(reader.fieldnames or [])
     if not names:
         raise ValueError("it is empty")
-    link = Path(os.path.relpath(file, out)).as_posix()
+    link = quote(Path(os.path.relpath(file, out)).as_posix())
     if {"model", "setting", "dataset", "metric", "value", "paper"} <= set(names):
         return long_table(rows, title, link)
-    columns = [name for name in names if name not in HIDDEN]
-    body = [[number(row[name]) for name in columns] for row in rows]
+    columns = [name for name in names if name not in HIDDEN and not name.endswith(("_low", "_high"))]
+    body = [[with_interval(row, name) for name in columns] for row in rows]
     return Table(title, link, columns, body[:MOST_ROWS], left_out=max(0, len(body) - MOST_ROWS))
 
 
@@ -151,6 +160,13 @@ def cell_text(row: dict[str, str]) -> str:
     value, low, high = (float(row[name]) for name in ("value", "low", "high"))
     inside = {"True": " (inside)", "False": " (outside)"}.get(row["inside"], "")
     return f"{value:.1f} [{low:.1f}, {high:.1f}] n={float(row['n']):.0f}" + (f"; {papers}{inside}" if papers else "")
+
+
+def with_interval(row: dict[str, str], name: str) -> str:
+    """A number with its interval, where the table has one."""
+    ends = [row.get(f"{name}_{end}") for end in ("low", "high")]
+    text = number(row[name])
+    return f"{text} [{number(str(ends[0]))}, {number(str(ends[1]))}]" if all(ends) else text
 
 
 def number(text: str) -> str:

@@ -16,13 +16,16 @@ from vlmclassifier.paths import local_path
 from vlmclassifier.records import Prediction, UserError
 from vlmclassifier.reporting.collect import setting_of
 from vlmclassifier.runs import read_record, read_run
-from vlmclassifier.scoring.calibration import has_name_scores, log_softmax, read_name_scores
+from vlmclassifier.scoring.calibration import NameScores, has_name_scores, log_softmax, read_name_scores
+from vlmclassifier.scoring.hierarchy import hierarchy_of
 from vlmclassifier.scoring.metrics import Answers
 from vlmclassifier.tables import label
 
 KINDS = ("vlm", "api", "clip", "ranking", "probe")
-MOST_RUNS = 8  # of a data set
+MOST_RUNS = 12  # of a data set
+PLACES = {"clip": 2, "ranking": 3, "probe": 2}  # of them that answers in words leave to other kinds
 TOP = 5  # names of a ranking
+CERTAINTY = 0.9  # of the name in the tree of classes that is shown
 SIDE, QUALITY = 96, 60  # of a thumbnail in pixels, of WebP
 CONFUSIONS = 20
 SHOWN_PROBES = ("last_token", "avg_token", "linear")
@@ -38,6 +41,7 @@ class ShownRun:
     answers: list[str | None] = field(default_factory=list)
     right: list[int | None] = field(default_factory=list)
     top: list[list[list[float]] | None] = field(default_factory=list)  # [name, probability in percent]
+    ancestors: list[str | None] = field(default_factory=list)  # the deepest name that is certain enough
 
 
 @dataclass
@@ -51,39 +55,35 @@ class Browser:
     ids: list[str]
     labels: list[int]  # places in names
     total: int  # examples that the runs have, of which `ids` are the first
+    config: Mapping[str, Any]  # of a run of it
+    accuracies: list[list[Any]] = field(default_factory=list)  # [class, images, accuracy in percent by run]
     thumbnails: list[str] = field(default_factory=list)
     confusions: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
         """What the page's script reads."""
         runs = [{"name": run.name, "kind": run.kind, "calibrated": run.calibrated, "answers": run.answers,
-                 "right": run.right, "top": run.top if any(run.top) else None} for run in self.runs]  # fmt: skip
+                 "right": run.right, "top": run.top if any(run.top) else None,
+                 "ancestors": run.ancestors if any(run.ancestors) else None} for run in self.runs]  # fmt: skip
         return {"dataset": self.dataset, "title": self.title, "names": self.names, "ids": self.ids,
                 "labels": self.labels, "thumbnails": self.thumbnails, "runs": runs}  # fmt: skip
 
-    def classes(self) -> list[list[Any]]:
-        """The accuracy of each class in percent by run: [name, images, accuracies]."""
-        rows = []
-        labels = np.array(self.labels)
-        for place, name in enumerate(self.names):
-            own = np.flatnonzero(labels == place)
-            if len(own):
-                hits = [[run.right[number] for number in own if run.right[number] is not None] for run in self.runs]
-                rows.append([name, len(own), [100 * sum(hit) / len(hit) if hit else None for hit in hits]])
-        return rows
-
 
 def browsers(root: Path, folders: Sequence[Path], most: int, notes: list[str]) -> list[Browser]:
-    """One browser per data set whose finished runs of the test images are below the root."""
-    of_dataset: dict[tuple[str, str], list[Path]] = {}
+    """One browser per data set (manifest and class list) whose finished runs of the test images are below the root."""
+    groups: dict[tuple, dict[Path, Mapping[str, Any]]] = {}
     for folder in folders:
-        config = read_record(folder)["config"]
-        if config["kind"] in KINDS and is_shown(config):
-            of_dataset.setdefault((config["benchmark"], config["manifest"]), []).append(folder)
-    found = []
-    for (dataset, _), runs in of_dataset.items():
         try:
-            found.append(browser(root, dataset, chosen(runs), most, notes))
+            config = read_record(folder)["config"]
+            if config["kind"] in KINDS and is_shown(config):
+                key = (config["benchmark"], config["manifest"], tuple(config["classes"]))
+                groups.setdefault(key, {})[folder] = config
+        except (UserError, KeyError, TypeError, AttributeError) as error:
+            notes.append(f"{folder / 'run.json'} lacks what the examples need ({error}): run it again.")
+    found = []
+    for (dataset, *_), configs in groups.items():
+        try:
+            found.append(browser(root, dataset, chosen(configs, notes), most, notes))
         except (UserError, KeyError, ValueError, IndexError, TypeError) as error:
             notes.append(f"The examples of {dataset} cannot be shown: {error}")
     return found
@@ -98,18 +98,36 @@ def is_shown(config: Mapping[str, Any]) -> bool:
     return config["kind"] == "ranking" or config["candidates"] in ("none", "all")
 
 
-def chosen(folders: Sequence[Path]) -> list[Path]:
-    """The runs to show: models with many runs first, of every model one probe, fine-tuned models last."""
-    configs = {folder: read_record(folder)["config"] for folder in folders}
+def chosen(configs: Mapping[Path, Mapping[str, Any]], notes: list[str]) -> dict[Path, Mapping[str, Any]]:
+    """The runs to show, in their order: models with many runs first, of every model one probe, fine-tuned ones last.
+
+    Of several runs of one model, setting and tags the one with the most rows counts, then one with stored scores.
+    Rankings, CLIP and probes keep places beside answers in words. What is left out becomes a note.
+    """
     runs = Counter(config["model"] for config in configs.values() if config["kind"] != "probe")
-    ordered = sorted(folders, key=lambda one: (preference(configs[one])[0], -runs[configs[one]["model"]],
-                                               preference(configs[one])))  # fmt: skip
+    rows = {folder: read_record(folder)["rows"] for folder in configs}
+    ordered = sorted(configs, key=lambda one: (preference(configs[one])[0], -runs[configs[one]["model"]],
+                                               configs[one]["model"], preference(configs[one]), -rows[one],
+                                               not has_name_scores(configs[one])))  # fmt: skip
     kept: dict[tuple, Path] = {}
     for folder in ordered:
         config = configs[folder]
-        setting = "probe" if config["kind"] == "probe" else setting_of(config)
-        kept.setdefault((config["model"], setting, config["kind"], str(config.get("adapter"))), folder)
-    return list(kept.values())[:MOST_RUNS]
+        setting = "probe" if config["kind"] == "probe" else setting_of(dict(config))
+        limits = [tag for tag in config["tags"] if " of " not in tag]  # a part of the images is no other model
+        key = (config["model"], setting, config["kind"], str(config.get("adapter")), config.get("checkpoint"), *limits)
+        kept.setdefault(key, folder)
+    folders = list(kept.values())
+    reserved = sum(min(count, sum(configs[one]["kind"] == kind for one in folders)) for kind, count in PLACES.items())
+    room, shown = dict(PLACES) | {"text": MOST_RUNS - reserved}, []
+    for folder in folders:
+        kind = configs[folder]["kind"] if configs[folder]["kind"] in PLACES else "text"
+        if room[kind] > 0:
+            room[kind] -= 1
+            shown.append(folder)
+    if left := [folder.name for folder in configs if folder not in shown]:
+        names = f"{', '.join(left[:8])}{', ...' if len(left) > 8 else ''}"
+        notes.append(f"{len(left)} runs are in the tables and not among the examples: {names}.")
+    return {folder: configs[folder] for folder in shown}
 
 
 def preference(config: Mapping[str, Any]) -> tuple:
@@ -123,10 +141,12 @@ def preference(config: Mapping[str, Any]) -> tuple:
     return (config.get("adapter") is not None, place, not setting.endswith(("held_out", "logistic")), setting)
 
 
-def browser(root: Path, dataset: str, folders: Sequence[Path], most: int, notes: list[str]) -> Browser:
+def browser(
+    root: Path, dataset: str, configs: Mapping[Path, Mapping[str, Any]], most: int, notes: list[str]
+) -> Browser:  # fmt: skip
     """Read the runs and join them by example; one that cannot be read becomes a note. Raises UserError."""
     rows: dict[Path, dict[str, Prediction]] = {}
-    for folder in folders:
+    for folder in configs:
         try:
             rows[folder] = {row.example_id: row for row in read_run(folder)[1]}
         except UserError as error:
@@ -134,78 +154,107 @@ def browser(root: Path, dataset: str, folders: Sequence[Path], most: int, notes:
     if not rows:
         raise UserError("none of its runs can be read.")
     everything = {example_id: row for of_run in rows.values() for example_id, row in of_run.items()}
-    ids = list(everything)[:most]
-    config = read_record(folders[0])["config"]
+    ids, config = list(everything)[:most], configs[next(iter(rows))]
     names = list(dict.fromkeys(config["classes"]))
     place = {name: number for number, name in enumerate(names)}
     labels = [place[everything[one].label] for one in ids]
     title = BENCHMARKS[dataset].title if dataset in BENCHMARKS else dataset
-    found = Browser(dataset, title, names, [], ids, labels, len(everything))
+    found = Browser(dataset, title, names, [], ids, labels, len(everything), config)
+    hits: list[dict[str, bool]] = []
     for folder, of_run in rows.items():
-        run, confused = shown_run(root, folder, of_run, ids, names, notes)
+        answers = Answers(list(of_run.values()), tuple(config["classes"]), configs[folder]["kind"])
+        hits.append(dict(zip(of_run, answers.right, strict=True)))
+        run = shown_run(configs[folder], of_run, hits[-1], ids)
+        if has_name_scores(configs[folder]):
+            try:
+                fill_probabilities(root, folder, run, ids)
+            except UserError as error:
+                notes.append(f"The probabilities of {folder.name} are not shown: {error}")
         found.runs.append(run)
-        if confused:
+        if confused := confusions(configs[folder], of_run, names):
             found.confusions[run.name] = confused
+    found.accuracies = class_accuracies(everything, hits, names)
     return found
 
 
+def class_accuracies(
+    rows: Mapping[str, Prediction], hits: Sequence[Mapping[str, bool]], names: Sequence[str]
+) -> list[list[Any]]:  # fmt: skip
+    """[class, images, accuracy in percent of every run] over all rows of the runs."""
+    of_class: dict[str, list[str]] = {name: [] for name in names}
+    for example_id, row in rows.items():
+        of_class[row.label].append(example_id)
+    table = []
+    for name, ids in of_class.items():
+        own = [[of_run[one] for one in ids if one in of_run] for of_run in hits]
+        if ids:
+            table.append([name, len(ids), [100 * sum(hit) / len(hit) if hit else None for hit in own]])
+    return table
+
+
 def shown_run(
-    root: Path, folder: Path, rows: Mapping[str, Prediction], ids: Sequence[str], names: Sequence[str],
-    notes: list[str],
-) -> tuple[ShownRun, list[tuple[str, str, int]]]:  # fmt: skip
-    """A run's column of the browser, and its most frequent confusions of two classes."""
-    config = read_record(folder)["config"]
-    predictions = list(rows.values())
-    answers = Answers(predictions, tuple(config["classes"]), config["kind"])
-    right = dict(zip(rows, answers.right, strict=True))
+    config: Mapping[str, Any], rows: Mapping[str, Prediction], right: Mapping[str, bool], ids: Sequence[str]
+) -> ShownRun:  # fmt: skip
+    """A run's column of the browser."""
     trained = [tag for tag in config["tags"] if tag.startswith("fine-tuned: ")]
-    name = f"{label(display_name(config['model']), ', '.join(trained))}, {setting_of(config)}"
-    run = ShownRun(name, config["kind"], "")
+    run = ShownRun(f"{label(display_name(config['model']), ', '.join(trained))}, {setting_of(dict(config))}",
+                   config["kind"], "")  # fmt: skip
     run.answers = [rows[one].output if one in rows else None for one in ids]
     run.right = [int(right[one]) if one in rows else None for one in ids]
-    run.top = [None] * len(ids)
-    if has_name_scores(config):
-        try:
-            fill_probabilities(root, folder, run, ids)
-        except UserError as error:
-            notes.append(f"The probabilities of {folder.name} are not shown: {error}")
+    run.top, run.ancestors = [None] * len(ids), [None] * len(ids)
+    return run
+
+
+def confusions(
+    config: Mapping[str, Any], rows: Mapping[str, Prediction], names: Sequence[str]
+) -> list[tuple[str, str, int]]:  # fmt: skip
+    """The most frequent pairs of label and another class: the first class of a ranking, or a whole answer in words."""
     pairs: Counter[tuple[str, str]] = Counter()
-    if config["kind"] in ("clip", "ranking", "probe"):
-        for row in predictions:
-            if row.ranking and config["classes"][row.ranking[0]] != row.label:
-                pairs[row.label, config["classes"][row.ranking[0]]] += 1
-    else:
-        known = {one.lower(): one for one in names}
-        for row in predictions:
-            said = known.get(row.output.strip().rstrip(".").lower())
-            if said and said != row.label:
-                pairs[row.label, said] += 1
-    return run, [(*pair, count) for pair, count in pairs.most_common(CONFUSIONS)]
+    known = {one.lower(): one for one in names}
+    for row in rows.values():
+        said = config["classes"][row.ranking[0]] if row.ranking else known.get(row.output.strip().rstrip(".").lower())
+        if said and said != row.label:
+            pairs[row.label, said] += 1
+    return [(*pair, count) for pair, count in pairs.most_common(CONFUSIONS)]
 
 
 def fill_probabilities(root: Path, folder: Path, run: ShownRun, ids: Sequence[str]) -> None:
-    """The five likeliest names of each example with their probabilities, at the temperature of calibrate.py."""
+    """The five likeliest names of each example with their probabilities, and the deepest name that is certain enough.
+
+    At the temperature of calibrate.py, where it has one for these very weights, images and names.
+    """
     found = read_name_scores(folder)
-    temperature = temperature_of(root, folder)
+    temperature = temperature_of(root, found)
     run.calibrated = "not calibrated" if temperature is None else f"calibrated, T = {temperature:.2f}"
-    place = {one: number for number, one in enumerate(found.ids)}
-    probabilities = np.exp(log_softmax(found.scores, temperature or 1.0))
+    probabilities = np.exp(log_softmax(found.scores, temperature or 1.0))  # [images, names]
     order = np.argsort(-found.scores, axis=1, kind="stable")[:, :TOP]
+    tree = hierarchy_of(found.config["benchmark"], found.names)
+    deepest = tree.deepest(probabilities, CERTAINTY) if tree else None
+    place = {one: number for number, one in enumerate(found.ids)}
     for number, one in enumerate(ids):
-        if one in place:
-            row = place[one]
-            run.top[number] = [[int(best), round(100 * float(probabilities[row, best]), 1)] for best in order[row]]
+        if one not in place:
+            continue
+        row = place[one]
+        run.top[number] = [[int(best), round(100 * float(probabilities[row, best]), 1)] for best in order[row]]
+        if tree is not None and deepest is not None:
+            node = tree.nodes[deepest[row]]
+            certainty = min(1.0, float(probabilities[row, tree.below[deepest[row]]].sum()))
+            run.ancestors[number] = f"{tree.names.get(node, node)}, {100 * certainty:.0f}%"
 
 
-def temperature_of(root: Path, folder: Path) -> float | None:
-    """The temperature of a run by calibration.csv; None where it has none."""
+def temperature_of(root: Path, scores: NameScores) -> float | None:
+    """The temperature for these weights, images and names by calibration.csv; None where it has none."""
     import csv
 
     file = root / "inference_analysis" / "calibration" / "calibration.csv"
     if not file.exists():
         return None
-    with open(file, newline="", encoding="utf-8") as stream:
-        return next((float(row["temperature"]) for row in csv.DictReader(stream) if row["run"] == folder.name), None)
+    try:
+        with open(file, newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if row["rows_hash"] == scores.rows_hash]
+        return float(rows[0]["temperature"]) if rows else None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{file} cannot be read: run inference_analysis/calibrate.py again.") from None
 
 
 def write_thumbnails(found: Browser, images: Path | None, out: Path, number: int) -> int:

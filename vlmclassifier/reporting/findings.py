@@ -47,7 +47,10 @@ def verdicts(rows: Sequence[Mapping[str, Any]], has_runs: bool) -> list[Verdict]
             note = f"Written by {' and '.join(f'{section}/mini_study.py' for section in SECTIONS[key])}."
             if has_runs:
                 note = "The small study judges findings; the runs here are in the tables below. " + note
-        found.append(Verdict(key, title, source, figure, word_of([str(row["holds"]) for row in own]), own, note))
+        word = word_of([str(row["holds"]) for row in own])
+        if has_runs and word == "not run":
+            word = "not judged"
+        found.append(Verdict(key, title, source, figure, word, own, note))
     return found
 
 

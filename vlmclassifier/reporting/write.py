@@ -10,7 +10,6 @@ from vlmclassifier.records import UserError
 from vlmclassifier.reporting.collect import Collected, collect, versions_of
 from vlmclassifier.reporting.examples import Browser, browsers, image_folder, script_data, write_thumbnails
 from vlmclassifier.reporting.findings import verdicts
-from vlmclassifier.runs import read_record
 
 PAGE = Path(__file__).parent / "page"
 MARK = "report.json"  # says that a folder holds a report, which may be replaced
@@ -26,18 +25,25 @@ class Written:
     notes: Sequence[str]
 
 
-def write_report(root: Path, out: Path, title: str, data_root: Path | None, most: int) -> Written:
-    """Write the report of an outputs folder; an older one in the same folder is replaced. Raises UserError."""
+def write_report(
+    root: Path, out: Path, title: str, data_root: Path | None, most: int, notes: Sequence[str] = ()
+) -> Written:  # fmt: skip
+    """Write the report of an outputs folder; an older one in the same folder is replaced. Raises UserError.
+
+    `notes`: what the page must say beside what is found missing here.
+    """
+    out = out.resolve()  # "." has no name
     if out.exists() and not (out / MARK).exists() and any(out.iterdir()):
         raise UserError(f"{out} holds something else: choose another --out.")
     new = out.with_name(f".{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     collected = collect(root, out)
+    collected.notes[:0] = notes
     draw_figures(root, collected, new)
     found = browsers(root, collected.folders, most, collected.notes)
     for number, one in enumerate(found):
-        add_images(one, number, root, collected, new, data_root)
+        add_images(one, number, root, collected.notes, new, data_root)
     (new / "examples.js").write_text(script_data(found), encoding="utf-8")
     for file in ("style.css", "report.js"):
         shutil.copy(PAGE / file, new / file)
@@ -70,18 +76,16 @@ def draw_figures(root: Path, collected: Collected, out: Path) -> None:
 
 
 def add_images(
-    one: Browser, number: int, root: Path, collected: Collected, out: Path, data_root: Path | None
+    one: Browser, number: int, root: Path, notes: list[str], out: Path, data_root: Path | None
 ) -> None:  # fmt: skip
     """The thumbnails of a browser, with a note on what is left out."""
-    configs = [read_record(folder)["config"] for folder in collected.folders]
-    config = next(config for config in configs if config["benchmark"] == one.dataset)
-    images = image_folder(one.dataset, config, root, data_root)
+    images = image_folder(one.dataset, one.config, root, data_root)
     failed = write_thumbnails(one, images, out, number)
     if failed:
         where = images or "no folder: give --data-root DIR, or write it into paths.toml"
-        collected.notes.append(f"{failed:,} of {len(one.ids):,} images of {one.title} are not shown ({where}).")
+        notes.append(f"{failed:,} of {len(one.ids):,} images of {one.title} are not shown ({where}).")
     if one.total > len(one.ids):
-        collected.notes.append(f"{one.title}: the first {len(one.ids):,} of {one.total:,} examples are in the browser "
+        notes.append(f"{one.title}: the first {len(one.ids):,} of {one.total:,} examples are in the browser "
                                "(--examples N).")  # fmt: skip
 
 

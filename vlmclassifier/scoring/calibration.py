@@ -4,8 +4,10 @@ A softmax over the names of a list turns scores into probabilities: summed log-p
 similarities. Guo et al., "On Calibration of Modern Neural Networks" (2017); beyond the paper.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,7 @@ BINS = 15  # of confidence, of equal width, as in Guo et al.
 RESAMPLES = 1_000
 TEMPERATURES = (0.02, 50.0)  # the range that is searched
 TARGET = 0.9  # accuracy at which coverage is reported
-CLIP_KEYS = tuple(key for key in SAME_RUN_KEYS if key not in ("template", "wording", "answer_prefix",
-                                                              "paper_tokenisation"))  # fmt: skip
+CLIP_KEYS = ("model", "checkpoint", "dtype", "benchmark", "data_root", "caption", "classes")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class NameScores:
     names: list[str]  # different ones
     scores: np.ndarray  # float64 [images, names]
     truth: np.ndarray  # [images] place of the true name
+
+    @cached_property
+    def rows_hash(self) -> str:
+        """What a temperature was fitted for: the weights, the images and the names."""
+        parts = [str(self.config.get("checkpoint")), str(self.config.get("adapter")), *self.ids, *self.names]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def read_name_scores(folder: Path) -> NameScores:
@@ -138,19 +145,30 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BIN
 
 
 def error_interval(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of the ECE: percentiles of a bootstrap over images."""
-    rng = np.random.default_rng(0)
-    draws = (rng.integers(len(right), size=len(right)) for _ in range(RESAMPLES))
-    low, high = np.percentile([calibration_error(confidence[one], right[one]) for one in draws], [2.5, 97.5])
-    return float(low), float(high)
+    """The 95% interval of the ECE, from 0 on, by a bootstrap over images.
+
+    The ECE of a sample is too large on average, and that of a resample by as much again, so that percentiles would lie
+    too high. The lower end is reflected at the estimate, and 0 where a perfectly calibrated model would have such an
+    ECE by chance; the upper end lies above the estimate as far as resamples lie from their mean.
+    """
+    rng, value = np.random.default_rng(0), calibration_error(confidence, right)
+    resamples = (rng.integers(len(right), size=len(right)) for _ in range(RESAMPLES))
+    drawn = np.array([calibration_error(confidence[one], right[one]) for one in resamples])
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    upper = value + max(high - drawn.mean(), drawn.mean() - low)
+    is_chance = value <= np.percentile(errors_by_chance(confidence), 97.5)
+    return 0.0 if is_chance else max(0.0, 2 * value - float(high)), float(upper)
 
 
 def error_by_chance(confidence: np.ndarray) -> float:
     """The mean ECE of a model that is exactly as often right as it is confident: what is left at this many images."""
-    rng = np.random.default_rng(0)
-    return float(np.mean([
-        calibration_error(confidence, rng.random(len(confidence)) < confidence) for _ in range(RESAMPLES // 5)
-    ]))  # fmt: skip
+    return float(np.mean(errors_by_chance(confidence)))
+
+
+def errors_by_chance(confidence: np.ndarray) -> list[float]:
+    """Draws of the ECE of a model that is exactly as often right as it is confident."""
+    rng, count = np.random.default_rng(0), len(confidence)
+    return [calibration_error(confidence, rng.random(count) < confidence) for _ in range(RESAMPLES // 5)]
 
 
 class Coverage(NamedTuple):

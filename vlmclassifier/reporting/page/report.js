@@ -13,7 +13,6 @@
   function showTheme() {
     const button = byId("theme");
     button.textContent = isDark() ? "Light" : "Dark";
-    button.setAttribute("aria-pressed", String(isDark()));
   }
 
   byId("theme").addEventListener("click", () => {
@@ -21,6 +20,11 @@
     showTheme();
   });
   showTheme();
+
+  // On paper everything is open.
+  window.addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll("details")) details.open = true;
+  });
 
   const sets = window.EXAMPLES || [];
   if (!sets.length || !byId("list")) return;
@@ -101,7 +105,7 @@
     image.alt = `image of the class ${label}`;
     image.width = image.height = 96;
     const head = element("div");
-    head.append(element("h4", label), element("p", set.ids[place], "id"));
+    head.append(element("h3", label), element("p", set.ids[place], "id"));
     if (set.thumbnails[place]) {
       image.src = set.thumbnails[place];
       node.append(image, head);
@@ -127,8 +131,12 @@
     for (const [name, percent] of run.top[place]) {
       const bar = element("div", undefined, "bar");
       bar.style.width = `${percent}%`;
+      // The true class is in bold.
       const isTrue = name === set.labels[place];
       box.append(element("div", set.names[name], isTrue ? "true" : ""), bar, element("div", `${percent}%`, "percent"));
+    }
+    if (run.ancestors && run.ancestors[place]) {
+      box.append(element("div", `at least 90% certain: ${run.ancestors[place]}`, "title"));
     }
     return box;
   }
