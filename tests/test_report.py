@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 from html import unescape
 from pathlib import Path
 
@@ -123,6 +124,72 @@ def test_outputs_that_are_empty_half_finished_or_corrupt(tmp_path, outputs, caps
                  "table1.csv cannot be read (it is empty)"):  # fmt: skip
         assert text in page, text
     assert "The probabilities of cut are not shown: " in page and "values.safetensors" in page
+
+
+def copy_run(outputs, source, to, **config):
+    """A copy of a run with another configuration."""
+    shutil.copytree(outputs / source, to)
+    record = json.loads((to / "run.json").read_text())
+    changes = {key: config.pop(key) for key in ("rows", "target") if key in config}
+    record["config"] |= config
+    (to / "run.json").write_text(json.dumps(record | changes))
+
+
+def test_other_kinds_keep_their_places_and_what_is_left_out_is_said(outputs, tmp_path):
+    """Many answers in words do not push out CLIP and rankings; the full run counts, and the one with scores."""
+    for number in range(12):
+        copy_run(outputs, "main_results/llava-1.5-7b-open_world", tmp_path / "main_results" / f"v{number:02}",
+                 model=f"model-{number}")  # fmt: skip
+    copy_run(outputs, "main_results/clip-vit-l-336", tmp_path / "main_results" / "clip-scores")
+    copy_run(outputs, "main_results/clip-vit-l-336", tmp_path / "main_results" / "a-clip", scores=False)
+    copy_run(outputs, "main_results/clip-vit-l-336", tmp_path / "main_results" / "a-part", rows=2, target=2)
+    copy_run(outputs, "inference_analysis/llava-1.5-7b", tmp_path / "inference_analysis" / "ranking")
+    page, data = write_report(tmp_path, data_root=outputs.parent, tables=False)
+    (found,) = json.loads(data[18:-2])
+    kinds = [run["kind"] for run in found["runs"]]
+    assert kinds.count("clip") == kinds.count("ranking") == 1 and kinds.count("vlm") == 10
+    assert found["runs"][kinds.index("clip")]["top"] and len(found["ids"]) == 4
+    assert "4 runs are in the tables and not among the examples: " in page and "a-clip" in page and "a-part" in page
+
+
+def test_probabilities_use_the_temperature_of_these_very_numbers(outputs, tmp_path, monkeypatch):
+    """A row of another run of the same name is not taken; the deepest name that is certain enough is shown."""
+    from vlmclassifier.reporting import examples
+    from vlmclassifier.scoring.calibration import read_name_scores
+    from vlmclassifier.scoring.hierarchy import make_hierarchy
+
+    run = tmp_path / "main_results" / "clip"
+    copy_run(outputs, "main_results/clip-vit-l-336", run)
+    file = tmp_path / "inference_analysis" / "calibration" / "calibration.csv"
+    file.parent.mkdir(parents=True)
+    tree = make_hierarchy(["a cat", EVIL], {"a cat": "a cat", EVIL: "b"}, {"a cat": ["t"], "b": ["t"], "t": []},
+                          {"t": "any of both"})  # fmt: skip
+    monkeypatch.setattr(examples, "hierarchy_of", lambda benchmark, names: tree)
+    for key, words in (("another", "not calibrated"), (read_name_scores(run).rows_hash, "calibrated, T = 2.50")):
+        file.write_text(f"run,rows_hash,temperature\nmain_results/clip,{key},2.5\n")
+        _, data = write_report(tmp_path, data_root=outputs.parent, tables=False)
+        (shown,) = json.loads(data[18:-2])[0]["runs"]
+        assert shown["calibrated"] == words
+    assert set(shown["ancestors"]) == {"any of both, 100%"}  # two names of a random model: neither is 90% certain
+    file.write_text("run\nx\n")
+    page, _ = write_report(tmp_path, data_root=outputs.parent, tables=False)
+    assert "calibration.csv cannot be read: run inference_analysis/calibrate.py again" in unescape(page)
+
+
+def test_torn_tables_and_records_become_notes(outputs, tmp_path):
+    copy_run(outputs, "main_results/clip-vit-l-336", tmp_path / "main_results" / "clip")
+    lines = (outputs / "main_results" / "table1.csv").read_text().splitlines()
+    (tmp_path / "main_results" / "table1.csv").write_text("\n".join([*lines[:3], lines[3][: len(lines[3]) // 3]]))
+    record = json.loads((tmp_path / "main_results" / "clip" / "run.json").read_text())
+    del record["config"]["manifest"]
+    (tmp_path / "main_results" / "other").mkdir()
+    (tmp_path / "main_results" / "other" / "run.json").write_text(json.dumps(record))
+    page = unescape(write_report(tmp_path, tables=False)[0])
+    assert "table1.csv cannot be read" in page and "other/run.json lacks what the examples need" in page
+    (tmp_path / "data_analysis" / "x").mkdir(parents=True)
+    (tmp_path / "data_analysis" / "x" / "correlations.csv").write_text("model,tags\na,\n")
+    page = unescape(write_report(tmp_path, out=tmp_path / "new")[0])
+    assert "data_analysis/table.py: error: " in page and "older than this page" in page
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,8 @@ def read_table(file: Path, title: str, out: Path) -> Table:
         rows, names = list(reader), list(reader.fieldnames or [])
     if not names:
         raise ValueError("it is empty")
+    if any(None in row.values() for row in rows):
+        raise ValueError("a row is cut off")
     link = quote(Path(os.path.relpath(file, out)).as_posix())
     if {"model", "setting", "dataset", "metric", "value", "paper"} <= set(names):
         return long_table(rows, title, link)
