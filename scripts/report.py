@@ -66,7 +66,7 @@ def main(args: Args) -> None:
         args.outputs, args.out or args.outputs / "report", title, args.data_root, args.examples, notes
     )
     print(f"Written: {written.page} ({written.megabytes:.1f} MB, {written.examples:,} examples, "
-          f"{len(written.notes)} notes on what is missing). Open it in a browser.")  # fmt: skip
+          f"notes on what is missing: {len(written.notes)}). Open it in a browser.")  # fmt: skip
 
 
 def write_tables(outputs: Path, section: str) -> str:

@@ -29,7 +29,8 @@ def table1(home: Path) -> Figure | None:
             places = [place + 0.2 * (2 * number - 1) for place in range(len(rows))]
             axis.barh(places, cells["value"], 0.36, xerr=bars_of(cells), color=COLOURS[number], label=words,
                       error_kw={"linewidth": 1})  # fmt: skip
-            axis.plot(cells["paper"], places, "D", color="black", markersize=4, label="the paper", linestyle="none")
+            if table["paper"].notna().any():
+                axis.plot(cells["paper"], places, "D", color="black", markersize=4, label="the paper", linestyle="none")
         axis.set(title=title, xlim=(0, 100), xlabel="accuracy (%)", yticks=range(len(rows)), yticklabels=rows)
         axis.grid(axis="x", color=GREY, alpha=PALE / 2)
         axis.set_axisbelow(True)

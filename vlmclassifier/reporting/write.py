@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.records import UserError
 from vlmclassifier.reporting.collect import Collected, collect, versions_of
 from vlmclassifier.reporting.examples import Browser, browsers, image_folder, script_data, write_thumbnails
@@ -55,6 +56,12 @@ def write_report(
     return Written(out / "index.html", size, sum(len(one.ids) for one in found), collected.notes)
 
 
+def shown_path(folder: Path) -> str:
+    """A folder as it is written on the page: from the project's folder on, where it is in it."""
+    full = folder.resolve()
+    return full.relative_to(PROJECT_ROOT).as_posix() if full.is_relative_to(PROJECT_ROOT) else str(folder)
+
+
 def draw_figures(root: Path, collected: Collected, out: Path) -> None:
     """Every figure that has data, as OUT/figures/SECTION-NAME.svg; one that cannot be drawn becomes a note."""
     from vlmclassifier.plotting import FIGURES, to_svg
@@ -100,7 +107,7 @@ def render(root: Path, title: str, collected: Collected, found: Sequence[Browser
     has_runs = any(section.runs for section in collected.sections)
     rows = [vars(row) for row in collected.findings]
     return environment.get_template("index.html").render(
-        title=title, root=str(root), written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        title=title, root=shown_path(root), written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdicts=verdicts(rows, has_runs), other=[row for row in rows if not row["finding"]], figures=figures,
         sections=collected.sections, browsers=found, notes=collected.notes, versions=versions_of(collected),
     )  # fmt: skip
