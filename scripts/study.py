@@ -230,7 +230,9 @@ def run_in_parallel(commands: list[list]) -> None:
 
 def write_report(args: Args, rows: list[Finding], times: dict[str, float], folder: Path) -> None:
     """Write and print the table with notes on how to read it; print the times and the paths of all results."""
-    lines = [readable(rows, args.seeds), "", BY_CONSTRUCTION, PAPER_COLUMN]
+    lines = [readable(rows, args.seeds), "", BY_CONSTRUCTION]
+    if any(row.paper is not None for row in rows):
+        lines.append(PAPER_COLUMN)
     if args.smoke:
         lines.append("Toy size: these numbers show that everything runs, nothing else.")
     text = "\n".join(lines) + "\n"

@@ -174,6 +174,7 @@ def test_numbers_of_one_kind_agree_everywhere(tmp_path):
     assert readable(read_findings(tmp_path / "findings.csv")) == readable(rows)
     assert [row.paper for row in without_paper(rows, "my")] == [None, None]
     assert without_paper(rows, "plane_figures") == rows
+    assert "| paper " in readable(rows) and "paper" not in readable(without_paper(rows, "my"))
     model, reference = [True] * 90 + [False] * 10, [True] * 98 + [False] * 2
     assert error_ratio(model, reference).value == ratio_of_errors(10, 2)
     plots = (ROOT / "vlmclassifier" / "plotting" / "inference.py").read_text()

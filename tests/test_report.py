@@ -192,6 +192,30 @@ def test_torn_tables_and_records_become_notes(outputs, tmp_path):
     assert "data_analysis/table.py: error: " in page and "older than this page" in page
 
 
+def test_findings_of_released_models_come_from_their_tables(tmp_path):
+    """Intervals that do not overlap hold; rows with other tags are not compared; a study's own verdicts go before."""
+    from vlmclassifier.reporting.findings import of_released_models
+
+    header = "model,setting,dataset,tags,metric,value,low,high,n,paper,difference,inside"
+    rows = ["CLIP-L,closed_world,flowers,,accuracy,76,75,77,6149,,,", "A,open_world,flowers,,accuracy,6,5,7,6149,,,",
+            "A,closed_world,flowers,40 tokens,accuracy,75,74,76,6149,,,",
+            "B,open_world,cars,miniature,accuracy,9,8,9,9,,,",
+            "CLIP-L,closed_world,cars,,accuracy,80,79,81,9,,,"]  # fmt: skip
+    folder = tmp_path / "main_results"
+    folder.mkdir()
+    (folder / "table1.csv").write_text("\n".join([header, *rows]) + "\n")
+    (found,) = of_released_models(tmp_path)
+    assert (found["finding"], found["value"], found["holds"]) == ("F1", 1.0, "does not hold") and found["n"] == 6149
+    (folder / "table1.csv").write_text("\n".join([header, *rows[:2]]) + "\n")
+    assert of_released_models(tmp_path)[0]["holds"] == "holds"
+    (tmp_path / "feature_analysis").mkdir()
+    probe = "A,last_token-held_out,flowers,,accuracy,70,69,71,6149,,,"
+    (tmp_path / "feature_analysis" / "table3.csv").write_text(f"{header}\n{probe}\n")
+    assert [(row["finding"], row["value"]) for row in of_released_models(tmp_path)] == [("F1", 70.0), ("F3", 64.0)]
+    page, _ = write_report(tmp_path, tables=False)
+    assert page.count('class="verdict holds"') == 2 and page.count('class="verdict not-run"') == 4
+
+
 @pytest.mark.parametrize(
     ("judged", "word"),
     [

@@ -149,7 +149,10 @@ def _decimals(row: Finding) -> int:
 
 
 def readable(rows: Sequence[Finding], seeds: int = 1) -> str:
-    """Return a Markdown table. Brackets contain the interval, or for several seeds the smallest and largest value."""
+    """Return a Markdown table. Brackets contain the interval, or for several seeds the smallest and largest value.
+
+    Without any number of the paper, as on images of the user, there is no column for it.
+    """
     from tabulate import tabulate
 
     range_name = "smallest, largest" if seeds > 1 else "95% interval"
@@ -161,4 +164,7 @@ def readable(rows: Sequence[Finding], seeds: int = 1) -> str:
         for row in rows
     ]  # fmt: skip
     headers = ["finding", "metric", f"value [{range_name}]", "n", "paper", "holds"]
+    if all(row.paper is None for row in rows):
+        table = [(*row[:4], *row[5:]) for row in table]
+        headers.remove("paper")
     return tabulate(table, headers, tablefmt="pipe", disable_numparse=True)

@@ -10,7 +10,7 @@ from vlmclassifier.paths import PROJECT_ROOT
 from vlmclassifier.records import UserError
 from vlmclassifier.reporting.collect import Collected, collect, versions_of
 from vlmclassifier.reporting.examples import Browser, browsers, image_folder, script_data, write_thumbnails
-from vlmclassifier.reporting.findings import verdicts
+from vlmclassifier.reporting.findings import of_released_models, verdicts
 
 PAGE = Path(__file__).parent / "page"
 MARK = "report.json"  # says that a folder holds a report, which may be replaced
@@ -105,7 +105,7 @@ def render(root: Path, title: str, collected: Collected, found: Sequence[Browser
     )
     figures = {(section.key, figure["name"]): figure for section in collected.sections for figure in section.figures}
     has_runs = any(section.runs for section in collected.sections)
-    rows = [vars(row) for row in collected.findings]
+    rows = [vars(row) for row in collected.findings] or of_released_models(root)
     return environment.get_template("index.html").render(
         title=title, root=shown_path(root), written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdicts=verdicts(rows, has_runs), other=[row for row in rows if not row["finding"]], figures=figures,
