@@ -1,5 +1,6 @@
 """Protects: the launchers and notebooks, run as a user runs them."""
 
+import os
 import shutil
 
 import nbformat
@@ -191,3 +192,18 @@ def test_the_kind_of_any_model():
              "google/gemma-3-4b-it": "vlm", "google/gemini-2.5-pro": "api"}  # fmt: skip
     for key, kind in kinds.items():
         assert kind_of(key) == kind, key
+
+
+@pytest.mark.slow
+def test_the_slurm_template_runs_under_stand_ins_of_slurm(own, tiny, tmp_path):
+    """srun and scontrol are stand-ins: one node of two processes, which share a run."""
+    for name, text in (("srun", 'shift\nSLURM_NODEID=0 exec "$@"'), ("scontrol", "echo localhost")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NUM_NODES": "1",
+           "SLURM_SUBMIT_DIR": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    done = run_script("bash", "scripts/slurm.sh", "main_results/classify_clip.py", "--model", "clip-vit-l-336",
+                      "--weights", tiny / "clip-vit-l-336", "--benchmark", own.manifest, "--classes", own.classes,
+                      "--batch-size", 1, "--out", tmp_path / "run", env=env)  # fmt: skip
+    assert "CLIP-L (miniature), closed_world, mine: accuracy" in done.stdout
+    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 3
