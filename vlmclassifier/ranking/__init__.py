@@ -10,7 +10,8 @@ from vlmclassifier.ranking.search import SearchResult, search
 from vlmclassifier.ranking.trie import LabelTrie, build_trie
 
 if TYPE_CHECKING:
-    from vlmclassifier.ranking.ranker import Ranker, rank_names
+    from vlmclassifier.ranking.probabilities import rank_names
+    from vlmclassifier.ranking.ranker import Ranker
 
 __all__ = ["LabelTrie", "NameTokens", "Ranker", "SearchResult", "build_trie", "name_tokens", "rank_names", "search"]
 
@@ -18,6 +19,6 @@ __all__ = ["LabelTrie", "NameTokens", "Ranker", "SearchResult", "build_trie", "n
 def __getattr__(name: str) -> Any:
     if name not in ("Ranker", "rank_names"):
         raise AttributeError(f"module 'vlmclassifier.ranking' has no attribute {name!r}")
-    from vlmclassifier.ranking import ranker
+    from vlmclassifier.ranking import probabilities, ranker
 
-    return getattr(ranker, name)
+    return ranker.Ranker if name == "Ranker" else probabilities.rank_names
