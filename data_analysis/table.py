@@ -126,7 +126,7 @@ def wide_table(joined: "DataFrame") -> "DataFrame":
         cells = rows.setdefault((label(row.model, row.tags), row.setting, row.dataset, row.counts, row.source), {})
         paper = "" if row.paper != row.paper else f" ({row.paper:.2f})"
         if row.value != row.value:
-            cells[row.statistic] = f"missing{paper}"
+            cells[row.statistic] = f"{'not defined' if row.counts else 'missing'}{paper}"  # ours: nothing varies
             continue
         cells[row.statistic] = f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]{paper}"
         if row.statistic == "spearman":

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A template for SLURM: any script that takes part in a run folder, or a training, on the GPUs of one or several nodes.
+#   bash scripts/slurm.sh --help
 #   sbatch --nodes 1 --gpus-per-node 4 scripts/slurm.sh main_results/classify_vlm.py --model llava-1.5-13b --benchmark imagenet
 #   sbatch --nodes 2 --gpus-per-node 8 scripts/slurm.sh training_analysis/finetune_vlm.py --model llava-1.5-7b --benchmark flowers
 # Lines with #SBATCH are defaults, which options of sbatch replace: set your partition and account there. One task per node

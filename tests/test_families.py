@@ -165,8 +165,8 @@ def test_hub_ids_of_registered_and_other_models(own, tiny, tmp_path):
 
     assert find_model("llava-hf/llava-1.5-7b-hf", "vlm").key == "llava-1.5-7b"
     assert find_model("owner/unknown-7b", "vlm").key == "owner-unknown-7b"
-    with pytest.raises(UserError, match="name of a registered model: use --model qwen3-vl-8b --weights"):
-        find_model(str(tiny / "qwen3-vl-8b"), "vlm")  # its runs would look like runs of the registered model
+    spec = find_model(str(tiny / "qwen3-vl-8b"), "vlm")  # a folder of that name is the registered model
+    assert (spec.key, spec.source) == ("qwen3-vl-8b", str(tiny / "qwen3-vl-8b"))
 
 
 def test_unsuitable_folders_are_refused(tiny, tmp_path):

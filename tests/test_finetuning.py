@@ -237,7 +237,7 @@ def test_the_table_shows_answers_to_the_trained_question_alone(tiny, classes_of_
     capsys.readouterr()
     table.main(table.Args(tmp_path, tmp_path / "none", tmp_path / "none"))
     rows = [line for line in capsys.readouterr().out.splitlines() if "projector-last_epoch" in line]
-    assert len(rows) == 1 and "n=4" in rows[0]
+    assert len(rows) == 1 and "0.0 ±" in rows[0]
     another = finetune(tiny, own, tmp_path / "another", steps=2, epochs=None, wording="in_the_photo")
     settings |= {"adapter": another / "last", "out": tmp_path / "answers-2"}
     classify.main(classify.Args(wording=("in_the_photo",), **settings))
