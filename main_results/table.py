@@ -106,7 +106,8 @@ def main(args: Args) -> None:
         chosen = list(METRICS) if "all" in args.metrics else args.metrics
         more = [metric for metric in chosen if metric != "accuracy"]
         print(f"More metrics of our runs, in percent\n\n{markdown(metric_table(first, more))}\n")
-        print(f"{DIFFERENCES}\n\n{markdown(differences)}\n")
+        if len(differences):
+            print(f"{DIFFERENCES}\n\n{markdown(differences)}\n")
     if others:
         print(f"{OTHER_SETTINGS}\n\n{markdown(other_settings)}\n")
     for note in collected.notes:

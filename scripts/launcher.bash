@@ -1,6 +1,11 @@
 # Sourced by the sections' launchers, which are lists of runs: the settings they share, `registered`, which asks the
 # registry for keys, `run`, which remembers a failure and lets the others go on, and `finish`, which prints the table and
 # says what failed.
+if [ $# -gt 0 ]; then
+    echo "error: $0 takes no arguments ($*), only settings: bash $0 --help lists them" >&2
+    exit 1
+fi
+case "${OUTPUTS:-/}" in /*) ;; *) OUTPUTS=$OLDPWD/$OUTPUTS ;; esac  # it starts in the user's folder
 export VLMCLASSIFIER_OUTPUTS=${OUTPUTS:-${VLMCLASSIFIER_OUTPUTS:-outputs}}
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 
@@ -21,17 +26,27 @@ given() { # paths in a setting start in the user's folder, which the launcher ha
 [ -z "${MODELS:-}" ] || MODELS=$(given "$MODELS")
 [ -z "${BENCHMARKS:-}" ] || BENCHMARKS=$(given "$BENCHMARKS")
 [ -z "${CLASSES:-}" ] || CLASSES=$(given "$CLASSES")
+[ -z "${DATA_ROOT:-}" ] || DATA_ROOT=$(given "$DATA_ROOT")
+for setting in LIMIT TRAIN ROWS BATCH_SIZE EPOCHS; do
+    value=${!setting:-}
+    [[ $value =~ ^[0-9]*$ ]] && [ "$setting/$value" != LIMIT/0 ] ||
+        { echo "error: $setting=$value is no whole number from 1 on" >&2; exit 1; }
+done
+case "${SPLIT:-all}" in all|train|valid|test) ;; *) echo "error: SPLIT=$SPLIT is none of train valid test all" >&2; exit 1 ;; esac
+OWN=(${CLASSES:+--classes "$CLASSES"} ${DATA_ROOT:+--data-root "$DATA_ROOT"}
+    ${SKIP_BROKEN_IMAGES:+--skip-broken-images})  # for every script that reads images
 read -ra BENCHMARKS <<< "${BENCHMARKS:-$(registered benchmarks --paper)}"
-COMMON=(${CLASSES:+--classes "$CLASSES"} ${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"})
+COMMON=("${OWN[@]}" ${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"})
 # APIs cost money: they run where MODELS names them. The ids of the paper's are retired: API_ARGS="--model-id ID" names
 # another, --base-url another server, --prices what it costs.
 read -ra API_ARGS <<< "${API_ARGS:-}"
-API_COMMON=(${CLASSES:+--classes "$CLASSES"} ${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} "${API_ARGS[@]}")
+API_COMMON=("${OWN[@]}" ${LIMIT:+--limit "$LIMIT"} ${SPLIT:+--split "$SPLIT"} "${API_ARGS[@]}")
 failed=()
 
 with_images() { # leaves the benchmarks whose images are here; the others are reported once, now
     local found
-    found=$(registered data --benchmarks "${BENCHMARKS[@]}" ${CLASSES:+--classes "$CLASSES"}) || exit 1
+    found=$(registered data --benchmarks "${BENCHMARKS[@]}" ${CLASSES:+--classes "$CLASSES"} \
+        ${DATA_ROOT:+--data-root "$DATA_ROOT"}) || exit 1
     read -ra BENCHMARKS <<< "$found"
 }
 
@@ -49,7 +64,13 @@ check_models() { # the launcher's models: those that MODELS names must be among 
     local model
     for model in ${MODELS:-}; do
         [[ " $* " == *" $model "* ]] && continue
-        echo "error: MODELS: $model is none of $*; the scripts themselves take any other" >&2
+        if [[ $model == */* && ! -d $model ]]; then
+            echo "error: MODELS: $model is no folder, and no hub id of a model that this launcher runs" >&2
+        elif [ -d "$model" ]; then
+            echo "error: MODELS: $model is of a kind that this launcher does not run" >&2
+        else
+            echo "error: MODELS: $model is none of $* (names are separated by spaces; a folder or hub id may stand for one)" >&2
+        fi
         exit 1
     done
 }

@@ -36,6 +36,8 @@ class Args:
     """With --keys data: benchmarks, or manifests of your own."""
     classes: Path | None = None
     """With --keys data: the class list of your own manifests."""
+    data_root: Path | None = None
+    """With --keys data: the folder that their image paths start from."""
 
 
 def main(args: Args) -> None:
@@ -56,7 +58,7 @@ def keys(args: Args) -> list[str]:
         return present(args)
     if args.keys == "benchmarks":
         return [key for key, benchmark in BENCHMARKS.items() if benchmark.paper_rows or not args.paper]
-    others = [key for key in args.also if key not in MODELS and ("/" in key or Path(key).is_dir())]
+    others = [key for key in args.also if key not in MODELS and (is_hub_id(key) or Path(key).is_dir())]
     more = [key for key in others if args.kind in (None, kind_of(key))]
     return more + [
         key
@@ -68,6 +70,11 @@ def keys(args: Args) -> list[str]:
     ]
 
 
+def is_hub_id(key: str) -> bool:
+    """Whether a name looks like OWNER/NAME; a path begins with a dot, a slash or a tilde."""
+    return key.count("/") == 1 and all(key.split("/")) and not key.startswith((".", "/", "~"))
+
+
 def present(args: Args) -> list[str]:
     """The benchmarks whose manifests are here; each of the others is reported once. Raises UserError for none."""
     found, problems = [], []
@@ -75,7 +82,7 @@ def present(args: Args) -> list[str]:
         classes = None if name in BENCHMARKS else args.classes
         benchmark = find_benchmark(name, classes)  # an unknown name is a mistake, not missing data
         try:
-            find_manifest(benchmark, data_root(benchmark))
+            find_manifest(benchmark, data_root(benchmark, args.data_root))
             found.append(name)
         except UserError as error:
             problems.append(f"{name} is left out: {error}")

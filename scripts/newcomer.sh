@@ -22,8 +22,8 @@ python scripts/make_tiny_model.py --model clip-vit-l-336 --out "$WORK/my_clip"
 cp tests/data/chat_template.jinja "$WORK/my_llava/chat_template.jinja"  # every released checkpoint has one
 
 echo "== a manifest, and Table 1 on it"
-python scripts/prepare_data.py animals --folder "$WORK/pictures" --out "$WORK"
-MODELS="$WORK/my_llava $WORK/my_clip" BENCHMARKS="$WORK/animals.jsonl" LIMIT=6 bash main_results/table1.sh
+python scripts/prepare_data.py animals --folder "$WORK/pictures"
+MODELS="$WORK/my_llava $WORK/my_clip" BENCHMARKS="$WORK/pictures/animals.jsonl" LIMIT=6 bash main_results/table1.sh
 grep -q "| my_clip (miniature) " "$WORK/outputs/main_results/table1.md"
 
 echo "== the notebook and the report"
@@ -33,7 +33,7 @@ python scripts/report.py --data-root "$WORK/pictures"
 [ -s "$WORK/outputs/report/index.html" ]
 
 echo "== a run that is interrupted with Ctrl-C, and goes on"
-classify=(main_results/classify_vlm.py --model "$WORK/my_llava" --benchmark "$WORK/animals.jsonl" --batch-size 1)
+classify=(main_results/classify_vlm.py --model "$WORK/my_llava" --benchmark "$WORK/pictures/animals.jsonl" --batch-size 1)
 set -m  # a process group of its own, which can be interrupted
 "$PYTHON" "${classify[@]}" --out "$WORK/stopped" &
 running=$!

@@ -19,6 +19,8 @@ another split get a note, which every table shows. data/README.md lists the sour
 
 import json
 import os
+import shlex
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,7 +30,7 @@ import tyro
 from vlmclassifier import cli
 from vlmclassifier.benchmarks import BENCHMARKS, Benchmark, class_names, find_manifest
 from vlmclassifier.class_lists import JsonList
-from vlmclassifier.images import check_location
+from vlmclassifier.images import check_location, image_size
 from vlmclassifier.paths import PROJECT_ROOT, local_path
 from vlmclassifier.preparing.copies import read_dataset, read_folder
 from vlmclassifier.preparing.downloads import MissingFileError
@@ -67,11 +69,12 @@ class Args:
     """Instead of the archives: a folder with one folder of images per class, or with such folders in one per split."""
     paper_manifests: Path | None = None
     """A checkout of the paper's repository, or a folder with its BENCHMARK.jsonl or .jsonl.gz: its rows are used."""
-    out: Path = PROJECT_ROOT / "data"
-    """Folder of the manifest and the class list."""
+    out: Path | None = None
+    """Folder of the manifest and the class list; default: data in this project, for your own --folder that folder."""
     data_root: Path | None = None
     """Folder that the manifest's image paths are relative to. If not given: the benchmark's folder in paths.toml, else
-    this project, else the folder of the images. The images of --dataset are written below it."""
+    this project, else the folder of the images; of your own data the folder of the manifest, else of the images. The
+    images of --dataset are written below it."""
     image_column: str | None = None
     """With --dataset: name of the image column, if it is ambiguous."""
     label_column: str | None = None
@@ -91,9 +94,9 @@ def main(args: Args) -> None:
     if args.benchmark == LLAVA_TEXTS:
         print("\n".join(check_texts()) + "\nNext: bash data_analysis/count.sh")
         return
-    manifest = args.out / f"{args.benchmark}.jsonl"
-    class_list = args.out / f"{args.benchmark}_classes.json"
     is_own = args.benchmark not in READERS
+    out = args.out or (args.folder if is_own and args.folder else PROJECT_ROOT / "data")
+    manifest, class_list = out / f"{args.benchmark}.jsonl", out / f"{args.benchmark}_classes.json"
     if is_own:
         benchmark, names = own_benchmark(args, class_list)
     else:
@@ -106,7 +109,7 @@ def main(args: Args) -> None:
         note, comparison = "", moved or "Your own data: nothing to compare with."
     else:
         note, comparison = compare_with_paper(rows, benchmark, names, is_copy, drawn)
-    root = data_root(args, benchmark, rows)
+    root = data_root(args, benchmark, rows, out)
     texts = {
         class_list: json.dumps(list(names), ensure_ascii=False, indent=2) + "\n",
         manifest: manifest_text(rows, names, root, note),
@@ -136,10 +139,11 @@ def main(args: Args) -> None:
     if is_own:
         print(f"Classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}. To rename one, rename its folder "
               "and run this again.")  # fmt: skip
-        selected, flags = (
-            f"{manifest} --classes {class_list}",
-            "" if root == manifest.parent else f" --data-root {root}",
-        )
+        selected = shlex.quote(str(manifest))
+        is_beside = root == absolute(manifest.parent)
+        flags = "" if is_beside else f" --data-root {shlex.quote(str(root))}"
+        setting = "" if is_beside else f"DATA_ROOT={shlex.quote(str(root))} "
+        print(f"For launchers: {setting}BENCHMARKS={selected} bash main_results/table1.sh")
     else:
         warn_about_other_manifest(manifest, benchmark, root)
     print(f"Next: python main_results/classify_clip.py --model clip-vit-l-336 --benchmark {selected}{flags}")
@@ -156,7 +160,9 @@ def own_benchmark(args: Args, class_list: Path) -> tuple[Benchmark, tuple[str, .
         raise UserError(f"{args.benchmark} is none of {', '.join(READERS)}: give your own images with --folder DIR or "
                         f"--dataset NAME.{hint}")  # fmt: skip
     names = names_of_folder(args.folder) if args.folder else names_of_dataset(str(args.dataset), args.label_column)
-    benchmark = Benchmark(args.benchmark, args.benchmark, JsonList(class_list), manifest=args.out / args.benchmark)
+    benchmark = Benchmark(
+        args.benchmark, args.benchmark, JsonList(class_list), manifest=class_list.with_name(args.benchmark)
+    )
     return benchmark, tuple(names)
 
 
@@ -197,8 +203,19 @@ def read_rows(args: Args, benchmark: Benchmark, finder: ClassFinder) -> tuple[li
         rows = read_dataset(args.dataset, into, finder, args.image_column, args.label_column, args.overwrite)
         return rows, True
     if args.folder:
-        return read_folder(absolute(args.folder), finder), True
+        rows = read_folder(absolute(args.folder), finder)
+        if benchmark.key not in BENCHMARKS:
+            refuse_broken(rows)
+        return rows, True
     return READERS[benchmark.key](source, finder), False
+
+
+def refuse_broken(rows: list[Row]) -> None:
+    """Raise UserError for files of the user that are no images, by their headers."""
+    with ThreadPoolExecutor() as pool:
+        sizes = pool.map(image_size, [row.image for row in rows])
+    if broken := [row.image for row, size in zip(rows, sizes, strict=True) if size is None]:
+        raise UserError(f"{len(broken):,} of {len(rows):,} files are no images, the first is {broken[0]}: remove them.")
 
 
 def find_image_folders(benchmark: Benchmark, source: Source) -> dict[str, Path]:
@@ -212,14 +229,14 @@ def find_image_folders(benchmark: Benchmark, source: Source) -> dict[str, Path]:
         return {}
 
 
-def data_root(args: Args, benchmark: Benchmark, rows: list[Row]) -> Path:
+def data_root(args: Args, benchmark: Benchmark, rows: list[Row], out: Path) -> Path:
     """Return the folder that the manifest's image paths are relative to."""
     if args.data_root:
         return absolute(args.data_root)
     folder = images_folder(args, benchmark)
     candidates = [default_root(args.benchmark), PROJECT_ROOT, folder]
     if benchmark.key not in BENCHMARKS:
-        candidates = [absolute(args.out), folder]  # the scripts look beside the manifest
+        candidates = [absolute(out), folder]  # the scripts look beside the manifest
     if args.archives:
         candidates.append(absolute(args.archives))
     first = rows[0].image

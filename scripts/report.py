@@ -50,6 +50,8 @@ def main(args: Args) -> None:
     cli.check_positive(examples=args.examples)
     if not args.outputs.is_dir():
         raise UserError(f"{args.outputs} does not exist: run a section first, or bash scripts/quickstart.sh.")
+    if args.data_root and not args.data_root.is_dir():
+        raise UserError(f"--data-root {args.data_root} is not a folder: give the one that image paths start from.")
     if not any((args.outputs / section).is_dir() for section in SECTIONS):
         seeds = sorted(folder.name for folder in args.outputs.glob("**/seed-*") if folder.is_dir())
         hint = f" Its studies are in {', '.join(seeds[:3])}: give one of them." if seeds else ""

@@ -173,6 +173,9 @@ def test_launchers_take_own_data_and_models(own, tiny, tmp_path):
     for change, message in (
         ({"WORLDS": "opn"}, "error: WORLDS: opn is none of open closed"),
         ({"MODELS": "llava-9"}, "error: MODELS: llava-9 is none of"),
+        ({"LIMIT": "ten"}, "error: LIMIT=ten is no whole number from 1 on"),
+        ({"SPLIT": "val"}, "error: SPLIT=val is none of train valid test all"),
+        ({"MODELS": str(tmp_path / "absent")}, "absent is no folder, and no hub id"),
         ({"BENCHMARKS": "flowrs"}, "error: Unknown benchmark 'flowrs': did you mean 'flowers'?"),
         (
             {"BENCHMARKS": "cars flowers", "CLASSES": ""},
@@ -181,6 +184,12 @@ def test_launchers_take_own_data_and_models(own, tiny, tmp_path):
     ):
         refused = launch(tmp_path / "out", "main_results/table1.sh", check=False, **settings | change)
         assert refused.returncode == 1 and message in refused.stderr and refused.stderr.count("error:") == 1
+    unknown = run_script("bash", "main_results/table1.sh", "--hlep", check=False)
+    assert unknown.returncode == 1 and "takes no arguments (--hlep), only settings" in unknown.stderr
+    elsewhere = own.manifest.rename(tmp_path / "out" / "mine.jsonl")
+    launch(tmp_path / "out", "main_results/table1.sh",
+           **settings | {"BENCHMARKS": str(elsewhere), "DATA_ROOT": str(own.folder), "SPLIT": "test"})  # fmt: skip
+    own.manifest.write_bytes(elsewhere.read_bytes())
     partly = launch(tmp_path / "out", "main_results/table1.sh", **settings | {"BENCHMARKS": f"{own.manifest} cars"})
     assert partly.stderr.count("cars is left out: The manifest ") == 1
 

@@ -45,6 +45,8 @@ def test_files_that_are_no_manifest(own, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             load_evaluation(str(tmp_path / name), own.classes)
+    with pytest.raises(UserError, match="The manifest .*none.jsonl does not exist"):
+        find_benchmark(str(tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match=r"Unknown benchmark 'flower': did you mean 'flowers'\?"):
         find_benchmark("flower")
     with pytest.raises(UserError, match="Unknown benchmark 'xyzzy': Choose one of imagenet"):
@@ -139,7 +141,7 @@ def test_own_images_become_a_manifest(tmp_path, capsys):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number in range(5):
             noise((20, 10), number).save(tmp_path / "pictures" / name / f"{number}.png")
-    module.main(module.Args("animals", folder=tmp_path / "pictures", out=tmp_path / "pictures"))
+    module.main(module.Args("animals", folder=tmp_path / "pictures"))  # the manifest is written beside the images
     printed = capsys.readouterr().out
     assert (
         "animals: 10 rows (test 4, train 6) of 2 class names" in printed and "Classes: red panda, sea lion" in printed
@@ -156,6 +158,15 @@ def test_own_images_become_a_manifest(tmp_path, capsys):
     assert "the validation images are the test split" in capsys.readouterr().out
     assert json.loads((tmp_path / "birds.jsonl").read_text().splitlines()[0])["image"] == "split/val/red_panda/0.png"
     (tmp_path / "split" / "val" / "Sea_Lion").mkdir()
+    (tmp_path / "bad" / "empty").mkdir(parents=True)
+    (tmp_path / "bad" / "full").mkdir()
+    (tmp_path / "bad" / "full" / "0.png").write_bytes(b"")
+    noise((9, 9)).save(tmp_path / "bad" / "full" / "1.png")
+    with pytest.raises(UserError, match="has no image of the class 'empty': fill its folder, or remove it"):
+        module.main(module.Args("birds", folder=tmp_path / "bad"))
+    noise((9, 9)).save(tmp_path / "bad" / "empty" / "1.png")
+    with pytest.raises(UserError, match="1 of 3 files are no images, the first is .*0.png: remove them"):
+        module.main(module.Args("birds", folder=tmp_path / "bad"))
     for arguments, message in (
         ({"benchmark": "flower"}, r"flower is none of flowers, .* Did you mean flowers\?"),
         ({"benchmark": "a/b", "folder": tmp_path}, "'a/b' cannot name a data set"),

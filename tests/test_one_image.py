@@ -1,6 +1,7 @@
 """Protects: one image is classified by one command, with probabilities that are those of the ranking."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,12 +41,17 @@ def test_the_command_prints_the_likeliest_names(trained, figures_root, tmp_path)
 
 def test_mistakes_are_one_sentence(tiny, tmp_path):
     noise((30, 20)).save(tmp_path / "a.png")
+    (tmp_path / "none.png").write_bytes(b"x")
     common = {"weights": tiny / "llava-1.5-7b", "image": tmp_path / "a.png"}
     for options, message in (
         ({}, "Give either --names A B C or --benchmark NAME"),
         ({"names": ("a", "b"), "benchmark": "flowers"}, "Give either --names"),
         ({"names": ("a", "a")}, "One name alone always has probability 1"),
         ({"names": ("a", "b"), "image": tmp_path / "b.png"}, "b.png does not exist"),
+        ({"names": ("a", "b"), "image": tmp_path}, "is a folder: give the path of a file"),
+        ({"names": ("a", "b"), "image": tmp_path / "none.png"}, "none.png .*: give another image"),
+        ({"names": ("a", "b"), "image": Path()}, "No image is given: put it before --names"),
+        ({"names": ("a", " a ", "")}, "One name alone"),
         ({"names": ("a", "b"), "top": 0}, "--top 0"),
     ):
         with pytest.raises(UserError, match=message):

@@ -51,15 +51,20 @@ def main(args: Args) -> None:
     """Check, rank all names, print."""
     cli.check_positive(top=args.top)
     if bool(args.names) == bool(args.benchmark):
-        raise UserError("Give either --names A B C or --benchmark NAME.")
+        raise UserError("Give either --names A B C or --benchmark NAME, behind the image.")
     names = args.names or class_names(BENCHMARKS[str(args.benchmark)])
     if len({name.strip() for name in names} - {""}) < 2:
         raise UserError("One name alone always has probability 1: give at least two different --names.")
     if args.image == Path():
         raise UserError("No image is given: put it before --names, python -m vlmclassifier IMAGE --names A B.")
     if not args.image.is_file():
-        raise UserError(f"The image {args.image} does not exist: give the path of a file.")
-    image, spec = open_image(args.image), find_model(args.model, "vlm")
+        problem = "is a folder" if args.image.is_dir() else "does not exist"
+        raise UserError(f"The image {args.image} {problem}: give the path of a file.")
+    try:
+        image = open_image(args.image)
+    except UserError as error:  # its remedies are those for a manifest
+        raise UserError(f"{str(error).split(': replace')[0]}: give another image.") from None
+    spec = find_model(args.model, "vlm")
     checkpoint = checkpoint_folder(spec, args.weights)
     adapter = read_adapter(args.adapter, spec, checkpoint)
 

@@ -89,6 +89,8 @@ def find_benchmark(name: str, classes: Path | None = None) -> Benchmark:
             f"Unknown benchmark {name!r}{f': did you mean {near[0]!r}?' if near else ':'} Choose one of "
             f"{', '.join(BENCHMARKS)}, or a manifest file FILE.jsonl with --classes FILE.json."
         )
+    if not manifest.is_file():
+        raise UserError(f"The manifest {name} does not exist: data/README.md says how to write one.")
     beside = manifest.with_name(f"{manifest.stem}_classes.json")  # as prepare_data.py writes it
     if classes is None and beside.is_file():
         classes = beside
@@ -99,8 +101,6 @@ def find_benchmark(name: str, classes: Path | None = None) -> Benchmark:
             f"{name} has the name of a registered benchmark: use --benchmark {manifest.stem} --data-root "
             f"{manifest.parent} for the registered classes, or rename your own manifest."
         )
-    if not manifest.is_file():
-        raise UserError(f"The manifest {name} does not exist: data/README.md says how to write one.")
     return Benchmark(manifest.stem, manifest.stem, JsonList(Path(classes)), manifest=manifest)
 
 
@@ -238,7 +238,7 @@ def check_files(examples: Sequence[Example]) -> None:
     missing = [example for example in examples if not Path(example.image).is_file()]
     if missing:
         first, found = missing[0], len(examples) - len(missing)
-        remedy = "set --data-root to the folder that the manifest's paths start from."
+        remedy = "set --data-root to the folder that the manifest's paths start from (of launchers DATA_ROOT)."
         if found:  # the root is right
             remedy = "put them there, or remove their rows from the manifest."
         raise UserError(

@@ -155,7 +155,7 @@ def report(run: ScoredRun) -> None:
             "token limit: they count as wrong; raise --max-new-tokens"
         )
     report_rows_outside(run)
-    elsewhere = run.folder.parent.resolve() != (paths.OUTPUTS / "main_results").resolve()
+    elsewhere = run.folder.parent.resolve() != (paths.PROJECT_ROOT / "outputs" / "main_results").resolve()
     flag = f" --outputs {run.folder.parent}" if elsewhere else ""
     print(
         f"Rows: {run.folder / 'predictions.jsonl'}; scores: {run.folder / 'scores.csv'}. "

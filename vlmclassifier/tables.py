@@ -95,7 +95,9 @@ def only_run(wide: "DataFrame", everything: bool = False) -> "DataFrame":
     text = wide.drop(columns=[column for column in KEY_COLUMNS if column in wide]).astype(str)
     is_na = text == "N/A"
     others = text.map(lambda cell: cell.startswith(("missing", "paper only")) or cell == "")
-    return wide[(~(is_na | others)).any(axis=1) | is_na.all(axis=1)]
+    kept = wide[(~(is_na | others)).any(axis=1) | is_na.all(axis=1)]
+    empty = [column for column in text if len(kept) and (kept[column].astype(str) == "N/A").all()]
+    return kept.drop(columns=empty if len(empty) < text.shape[1] else [])  # data sets that nobody has asked for
 
 
 def summary(comparison: "DataFrame") -> str:

@@ -83,6 +83,9 @@ class ClassFinder:
         missing = sorted(set(range(len(self.names))) - set(found))
         if missing:
             total = len(self.names)
+            if self.benchmark.manifest is not None:  # the user's own
+                raise UserError(f"{where} has no image of the class {self.names[missing[0]]!r}: fill its folder, or "
+                                "remove it.")  # fmt: skip
             raise UserError(
                 f"{where} has {total - len(missing)} of the {total} classes of {self.benchmark.title}; the first "
                 f"missing class is {self.names[missing[0]]!r}: get the complete data set."

@@ -37,7 +37,6 @@ TABLES = {
 }  # fmt: skip
 MOST_ROWS = 400  # of a table on the page; the file has all
 HIDDEN = (
-    "metric",
     "inside",
     "rows_hash",
     "loss_before",

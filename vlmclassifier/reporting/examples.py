@@ -126,7 +126,7 @@ def chosen(configs: Mapping[Path, Mapping[str, Any]], notes: list[str]) -> dict[
             shown.append(folder)
     if left := [folder.name for folder in configs if folder not in shown]:
         names = f"{', '.join(left[:8])}{', ...' if len(left) > 8 else ''}"
-        notes.append(f"{len(left)} runs are in the tables and not among the examples: {names}.")
+        notes.append(f"Not among the examples, which show {MOST_RUNS} runs and one of each model and setting: {names}.")
     return {folder: configs[folder] for folder in shown}
 
 
