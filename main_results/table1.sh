@@ -2,7 +2,8 @@
 # Table 1: every model on every benchmark in the open and the closed world, then the table. Finished runs are skipped.
 #   bash main_results/table1.sh
 #   MODELS="llava-1.5-7b clip-vit-l-336" BENCHMARKS="flowers cars" LIMIT=1000 bash main_results/table1.sh
-# Settings: MODELS (keys, hub ids, folders), BENCHMARKS (keys, manifests with CLASSES), WORLDS (open closed), LIMIT, SPLIT, BATCH_SIZE, OUTPUTS, PYTHON;
+# Settings: MODELS (keys, hub ids, folders), BENCHMARKS (keys, manifests with CLASSES), WORLDS (open closed), LIMIT, SPLIT, BATCH_SIZE,
+# DATA_ROOT (of image paths), SKIP_BROKEN_IMAGES, OUTPUTS, PYTHON;
 # for APIs, which run where MODELS names them, API_ARGS ("--model-id ID --prices IN OUT").
 set -euo pipefail
 if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0; fi

@@ -27,7 +27,7 @@ given() { # paths in a setting start in the user's folder, which the launcher ha
 [ -z "${BENCHMARKS:-}" ] || BENCHMARKS=$(given "$BENCHMARKS")
 [ -z "${CLASSES:-}" ] || CLASSES=$(given "$CLASSES")
 [ -z "${DATA_ROOT:-}" ] || DATA_ROOT=$(given "$DATA_ROOT")
-for setting in LIMIT TRAIN ROWS BATCH_SIZE EPOCHS; do
+for setting in LIMIT ROWS BATCH_SIZE EPOCHS; do
     value=${!setting:-}
     [[ $value =~ ^[0-9]*$ ]] && [ "$setting/$value" != LIMIT/0 ] ||
         { echo "error: $setting=$value is no whole number from 1 on" >&2; exit 1; }
