@@ -15,18 +15,18 @@ registered() { # which registry, then filters: models --kind vlm --paper
     "$PYTHON" scripts/list_registry.py --keys "$@" "${also[@]}"
 }
 
-given() { # paths in a setting start in the user's folder, which the launcher has left
+given() { # -d or -f, a setting: its folders or files start in the user's folder, which the launcher has left
     local item items=()
-    for item in $1; do
-        if [[ $item != /* && -e $OLDPWD/$item ]]; then items+=("$OLDPWD/$item"); else items+=("$item"); fi
+    for item in $2; do
+        if [[ $item != /* ]] && test "$1" "$OLDPWD/$item"; then items+=("$OLDPWD/$item"); else items+=("$item"); fi
     done
     echo "${items[*]}"
 }
 
-[ -z "${MODELS:-}" ] || MODELS=$(given "$MODELS")
-[ -z "${BENCHMARKS:-}" ] || BENCHMARKS=$(given "$BENCHMARKS")
-[ -z "${CLASSES:-}" ] || CLASSES=$(given "$CLASSES")
-[ -z "${DATA_ROOT:-}" ] || DATA_ROOT=$(given "$DATA_ROOT")
+[ -z "${MODELS:-}" ] || MODELS=$(given -d "$MODELS")
+[ -z "${BENCHMARKS:-}" ] || BENCHMARKS=$(given -f "$BENCHMARKS")
+[ -z "${CLASSES:-}" ] || CLASSES=$(given -f "$CLASSES")
+[ -z "${DATA_ROOT:-}" ] || DATA_ROOT=$(given -d "$DATA_ROOT")
 for setting in LIMIT ROWS BATCH_SIZE EPOCHS; do
     value=${!setting:-}
     [[ $value =~ ^[0-9]*$ ]] && [ "$setting/$value" != LIMIT/0 ] ||

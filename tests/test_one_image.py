@@ -98,6 +98,8 @@ def test_verbs_take_paths_and_single_images(tiny, tmp_path):
             clip.classify(wrong, features)
         with pytest.raises(UserError, match="is no image"):
             vlm.ask(wrong, "What?")
+    with pytest.raises(UserError, match="One name alone"):
+        vlmclassifier.rank_names(vlm, image, ["cat", " cat ", ""])
     with pytest.raises(UserError, match="A question is a text"):
         vlm.ask(image, 3)
     with pytest.raises(UserError, match="One name alone"):

@@ -1,11 +1,13 @@
 """The probabilities of class names for one image, in one line of Python."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from vlmclassifier.class_lists import indistinct_warning, same_for_model
 from vlmclassifier.images import as_images
 from vlmclassifier.prompts import WORDINGS
 from vlmclassifier.ranking.ranker import Ranker
@@ -28,6 +30,8 @@ def rank_names(
     (opened,) = as_images(image)
     ranker = Ranker(vlm, different, WORDINGS[wording])
     ranker.select_method(opened)
+    if groups := same_for_model(different, ranker.tokens.ids):
+        print(indistinct_warning(groups, vlm.spec.key), file=sys.stderr)
     log_probs = ranker.log_probs([opened])[0].astype(np.float64)  # [names]
     scores = np.exp(log_probs - log_probs.max())
     order = np.argsort(-scores, kind="stable")

@@ -195,7 +195,8 @@ def collect_runs(
     """Every finished run below the folders, scored.
 
     Of several runs of one cell the one with the most examples counts, then a full ranking, then the latest. Rankings of
-    the train split choose t for others and have no scores of their own. Raises UserError when a run cannot be read.
+    the train split choose t for others, CLIP's scores there a temperature; they have no scores of their own. Raises
+    UserError when a run cannot be read.
     """
     collected, records = ScoredRuns(), {}
     for folder in [file.parent for top in folders for file in sorted(top.glob("*/run.json"))]:
@@ -229,7 +230,8 @@ def collect_runs(
             finished.append(run)
             if not run.scores and config.get("metric") == "judge":
                 collected.notes.append(f"{folder.name} is not judged: the same command with --judge MODEL.")
-            if not (config["kind"] == "ranking" and config["split"] == "train"):
+            chooses = config["kind"] == "ranking" or config.get("scores")  # on the train split: t, or a temperature
+            if not (chooses and config["split"] == "train"):
                 _keep_the_largest(cells, run, collected.notes)
     collected.scores = [score for _, _, scores in cells.values() for score in scores]
     counting = {run.folder for _, run, _ in cells.values()}
