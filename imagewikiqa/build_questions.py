@@ -91,7 +91,7 @@ class Args(DataArgs):
     audit: Path | None = None
     """Only print the audit of a file of questions, such as the released one."""
     dry_run: bool = False
-    """Get the articles, print what would be asked and a rough estimate of its cost, and stop."""
+    """Get the articles, print how many requests there would be with a rough estimate of their cost, and stop."""
     name: str | None = None
     """Name of the questions; default: BENCHMARK_wikiqa."""
     out: Path | None = None

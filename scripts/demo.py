@@ -61,7 +61,7 @@ class Answer:
 
 
 class Models:
-    """Loads models when they are first asked for and keeps the last VLM and the last CLIP."""
+    """Loads a model at its first use, and keeps the last VLM and the last CLIP."""
 
     def __init__(self, args: Args) -> None:
         self.args, self.lock = args, threading.Lock()

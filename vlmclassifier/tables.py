@@ -165,6 +165,7 @@ def write_tables(
 def latex(wide: "DataFrame") -> str:
     """A booktabs table in words: no underscores, the plus-minus in mathematics."""
     words = wide.map(lambda cell: cell.replace("_", " ") if isinstance(cell, str) else cell)
+    words = words.rename(columns=lambda name: name.replace("_", " "))
     columns = "ll" + "r" * (wide.shape[1] - 2)
     text = words.to_latex(index=False, escape=True, na_rep="", column_format=columns, float_format="%.1f")
     return text.replace(" ±", " $\\pm$ ")

@@ -73,6 +73,7 @@ def run_logged(log: Path, command: Sequence[object]) -> None:
     The process is forked from one that has imported the libraries, which takes as long as a short script.
     """
     words = [str(word) for word in command]
+    log.touch()  # a process that cannot start writes nothing
     process = cli.worker_context(*IMPORTED_ONCE).Process(target=_run_script, args=(log.resolve(), words))
     process.start()
     process.join()
